@@ -1,0 +1,1 @@
+"""One folder per downstream task; found by `speechssl.registry`."""

@@ -1,0 +1,98 @@
+"""The command line: one verb per module of `speechssl.commands`, imported only when it is called.
+
+A verb's module has a function `command` with typer annotations and a docstring with an example. Whatever goes wrong ends
+in one sentence and exit status 1; `--debug` before the verb shows the traceback.
+"""
+
+import errno
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import typer
+
+from speechssl.errors import SpeechsslError
+
+VERBS = {
+    "list": "List upstreams and tasks.",
+    "prepare": "Fetch and prepare a corpus.",
+    "extract": "Extract features of audio files with an upstream.",
+    "cluster": "Fit k-means on features and label a corpus with it.",
+    "pretrain": "Pre-train an upstream.",
+    "run": "Train and evaluate a task on top of an upstream.",
+    "infer": "Apply a trained task to your own files.",
+    "report": "Write one HTML page about finished runs.",
+    "export": "Write a pre-trained checkpoint as an upstream folder.",
+    "cache": "Show or trim the feature cache.",
+}
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"speechssl.commands.{cmd_name}")
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(name=cmd_name)(module.command)
+        return typer.main.get_command(app)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in VERBS:
+            from speechssl.errors import UnknownNameError
+
+            raise UnknownNameError("command", args[0], VERBS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=_Verbs, help="Pre-train, load and measure self-supervised speech models.")
+@click.version_option(package_name="speechssl")
+@click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
+def app(debug: bool) -> None:
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(levelname)s %(message)s")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script `speechssl`."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    if debug:
+        # Accepted anywhere on the line, since one adds it to a command that has just failed.
+        args = ["--debug", *(a for a in args if a != "--debug")]
+    try:
+        result: Any = app.main(args=args, prog_name="speechssl", standalone_mode=False)
+    except click.exceptions.Abort:
+        _stop("Interrupted; what was finished is kept, and the same command goes on from there.", 130)
+    except click.ClickException as error:
+        _stop(error.format_message(), error.exit_code)
+    except KeyboardInterrupt:
+        _stop("Interrupted; what was finished is kept, and the same command goes on from there.", 130)
+    except Exception as error:
+        if debug:
+            raise
+        _stop(_sentence(error), 1)
+    else:
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, SpeechsslError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"The disk is full{where}: free some space and run the same command again; what was finished is kept."
+    return f"{type(error).__name__}: {error}. Run again with --debug for the traceback."
+
+
+def _stop(sentence: str, status: int) -> None:
+    print(f"speechssl: {sentence}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,77 @@
+"""Typed configuration: a frozen dataclass, a YAML file that holds only differences, and `a.b=c` overrides.
+
+An unknown key is an error that names the near matches; values are checked against the dataclass's types by OmegaConf.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from speechssl.errors import ConfigError, suggest
+
+ConfigT = TypeVar("ConfigT")
+
+
+def load_config(default: ConfigT, *, yaml: str | Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
+    """Returns a copy of `default` with the YAML file and then the overrides applied.
+
+    Args:
+        default: an instance of a (possibly nested) dataclass.
+        yaml: file with a mapping of the keys to change.
+        overrides: strings such as 'optimizer.lr=1e-3'.
+
+    Raises:
+        ConfigError: a file that can't be read, an unknown key, or a value of the wrong type.
+    """
+    config = OmegaConf.structured(default)
+    if yaml is not None:
+        config = _merge(config, _read_yaml(Path(yaml)), origin=str(yaml))
+    for text in overrides:
+        if "=" not in text:
+            raise ConfigError(f"An override must look like key=value, but is '{text}'.")
+        config = _merge(config, OmegaConf.from_dotlist([text]), origin=f"'{text}'")
+    result: ConfigT = OmegaConf.to_object(config)  # type: ignore[assignment]  # structured configs return their class
+    return result
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Returns a dataclass as plain nested containers, as it is saved with every result."""
+    return dataclasses.asdict(config)
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise ConfigError(f"The config file {path} does not exist.")
+    try:
+        loaded = OmegaConf.load(path)
+    except Exception as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"The config file {path} is not valid YAML ({first}).") from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"The config file {path} must hold a mapping of keys to values.")
+    return loaded
+
+
+def _merge(config: DictConfig, change: DictConfig, *, origin: str) -> DictConfig:
+    _check_keys(config, change, prefix="", origin=origin)
+    try:
+        return OmegaConf.merge(config, change)  # type: ignore[return-value]  # merging two mappings gives a mapping
+    except OmegaConfBaseException as error:
+        key = error.full_key or "?"
+        raise ConfigError(f"The value of '{key}' in {origin} does not fit: {str(error).splitlines()[0]}.") from error
+
+
+def _check_keys(config: DictConfig, change: DictConfig, *, prefix: str, origin: str) -> None:
+    for key in change:
+        name = str(key)
+        if key not in config:
+            # A field of type dict[...] takes any key; a dataclass takes only its own.
+            if OmegaConf.get_type(config) is dict:
+                continue
+            raise ConfigError(f"Unknown key '{prefix}{name}' in {origin}.{suggest(name, [str(k) for k in config])}")
+        if OmegaConf.is_dict(change[key]) and OmegaConf.is_dict(config[key]):
+            _check_keys(config[key], change[key], prefix=f"{prefix}{name}.", origin=origin)

@@ -1,0 +1,40 @@
+"""Errors that a user can mend: each message is one sentence that names the culprit and the remedy.
+
+The command line prints the message and exits with status 1; only `--debug` shows a traceback.
+Library code raises these for a caller's mistake and never uses `assert` for that.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SpeechsslError(Exception):
+    """A mistake or a condition that the user can mend; the message names it and the remedy."""
+
+
+class AudioError(SpeechsslError):
+    """An audio file that is missing, unreadable, empty, not finite, or too short."""
+
+
+class ConfigError(SpeechsslError):
+    """An unknown key or a value that does not fit in a configuration."""
+
+
+class ManifestError(SpeechsslError):
+    """A corpus or manifest that is missing, malformed, or points to files that are not there."""
+
+
+class UnknownNameError(SpeechsslError):
+    """An upstream, task, corpus or preset that nobody registered; names near matches."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"Unknown {kind} '{name}'.{suggest(name, known)}")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Returns ' Did you mean …?' with the nearest of `known`, or the list of all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return " Did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
+    return " Known: " + ", ".join(names) + "." if names else " None is installed."

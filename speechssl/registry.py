@@ -1,0 +1,94 @@
+"""Finds upstream families and downstream tasks: the folder is the registration.
+
+`upstreams/<family>/` and `downstreams/<task>/` are found by folder, third-party packages by the entry-point groups
+`speechssl.upstreams` and `speechssl.downstreams`. Listing imports only the torch-free `config` modules; loading one
+family imports only that family, so one broken family never breaks the rest.
+
+A family folder holds `config.py` with `PRESETS: dict[str, Config]` (public names that begin with the folder's name)
+and `model.py` with `build(config) -> Upstream`. A task folder holds `config.py` with `PRESETS` and `task.py` with
+`TASK`, a subclass of `speechssl.task.Task`.
+"""
+
+import importlib
+import importlib.util
+import logging
+import pkgutil
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from speechssl.errors import SpeechsslError, UnknownNameError
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def _packages(kind: str) -> dict[str, str]:
+    """Maps each family (or task) name to its import path; `kind` is 'upstreams' or 'downstreams'."""
+    spec = importlib.util.find_spec(kind)
+    ours = Path(__file__).resolve().parent.parent / kind
+    if spec is None or not spec.submodule_search_locations:
+        raise SpeechsslError(f"The package '{kind}' is missing beside speechssl ({ours}): install speechssl again.")
+    found = Path(next(iter(spec.submodule_search_locations))).resolve()
+    if found != ours:
+        raise SpeechsslError(
+            f"Another package named '{kind}' ({found}) hides speechssl's own ({ours}): rename or uninstall it."
+        )
+    names = {m.name: f"{kind}.{m.name}" for m in pkgutil.iter_modules([str(ours)]) if m.ispkg}
+    for point in entry_points(group=f"speechssl.{kind}"):
+        names.setdefault(point.name, point.value)
+    return dict(sorted(names.items()))
+
+
+def list_families() -> list[str]:
+    """The names of the upstream families."""
+    return list(_packages("upstreams"))
+
+
+def list_tasks() -> list[str]:
+    """The names of the downstream tasks."""
+    return list(_packages("downstreams"))
+
+
+def list_upstreams() -> list[str]:
+    """The names of all presets of all upstream families; a family that can't be imported is logged and left out."""
+    names: list[str] = []
+    for family in list_families():
+        try:
+            names.extend(family_module(family, "config").PRESETS)
+        except Exception as error:  # noqa: BLE001  a broken third-party family must not hide the others
+            logger.warning("Upstream family '%s' can't be imported and is left out: %s", family, error)
+    return sorted(names)
+
+
+def family_module(family: str, module: str) -> ModuleType:
+    """Imports one module of an upstream family, such as ('hubert', 'model')."""
+    return _module("upstreams", "upstream family", family, module)
+
+
+def task_module(task: str, module: str) -> ModuleType:
+    """Imports one module of a downstream task, such as ('asr', 'task')."""
+    return _module("downstreams", "task", task, module)
+
+
+def _module(kind: str, label: str, name: str, module: str) -> ModuleType:
+    packages = _packages(kind)
+    if name not in packages:
+        raise UnknownNameError(label, name, packages)
+    return importlib.import_module(f"{packages[name]}.{module}")
+
+
+def find_preset(name: str) -> tuple[str, Any]:
+    """Returns (family, config) of a public upstream name such as 'hubert_base'.
+
+    Raises:
+        UnknownNameError: no family has this preset; near matches are named.
+    """
+    families = [f for f in list_families() if name == f or name.startswith(f + "_")]
+    for family in sorted(families, key=len, reverse=True):
+        presets = family_module(family, "config").PRESETS
+        if name in presets:
+            return family, presets[name]
+    raise UnknownNameError("upstream", name, list_upstreams())

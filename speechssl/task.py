@@ -1,0 +1,125 @@
+"""The task interface: what a downstream task must say so that the one runner can train and measure it.
+
+The runner owns what is the same for every task: cached frozen features, the weighted sum over layers, batches,
+optimisation, choice of the best checkpoint on dev, the final evaluation on test, seeds and result files. A task says
+which utterances, which head, which loss and which metric. B batch, T frames, D width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from speechssl.data.corpus import Corpus
+from speechssl.result import Evaluation
+from speechssl.types import LossOutput, Utterance
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """What the head sees of the upstream."""
+
+    layers: tuple[int, ...] | None = None
+    """Which hidden states; None = all L+1, as SUPERB."""
+    normalize: bool = False
+    """Whether each layer is layer-normalised (no affine) before the sum, as S3PRL's `--upstream_feature_normalize`."""
+    pooling: Literal["none", "mean"] = "none"
+    """'mean': the mean over valid frames, cached as one (L+1, D) array; exact for heads that are linear before pooling."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the runner trains the head."""
+
+    steps: int = 1000
+    batch_seconds: float = 60.0
+    """Seconds of audio per batch (padding included); batches hold utterances of like duration."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    clip_norm: float = 1.0
+    evaluate_every: int = 100
+    """Steps between evaluations on dev."""
+    precision: Literal["float32", "bf16"] = "float32"
+    max_duration: float | None = None
+    """Seconds; longer training utterances are cropped at random (the count is logged). None = no crop."""
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What every task's config begins with; a task's own `Config` inherits from it and adds fields."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The utterances of each split, each with the labels that the task needs."""
+
+    splits: Mapping[str, Sequence[Utterance]]
+    """'train', 'dev', 'test'. Every utterance whose features are needed is in one of them, exactly once per split."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else the task wants to keep (vocabulary, trials, ...), owned and typed by the task."""
+
+
+class Task(ABC):
+    """One downstream task. A new task is a folder with `config.py` (PRESETS) and `task.py` (TASK = its subclass)."""
+
+    name: ClassVar[str]
+    metric: ClassVar[str]
+    """Primary metric, a key of every Evaluation.metrics that `evaluate` returns for dev and test alike."""
+    higher_is_better: ClassVar[bool] = False
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def prepare(self, corpus: Corpus) -> TaskData:
+        """Reads (and where needed first makes, once, below corpus.root) the task's data."""
+
+    @abstractmethod
+    def build_head(self, size: int, frame_rate: float, data: TaskData) -> nn.Module:
+        """Builds the head for (B, T, size) features at `frame_rate` Hz; initialised by torch's (seeded) generator."""
+
+    @abstractmethod
+    def loss(
+        self,
+        head: nn.Module,
+        features: Tensor,
+        lengths: Tensor,
+        utterances: Sequence[Utterance],
+        data: TaskData,
+        generator: torch.Generator,
+    ) -> LossOutput:
+        """The training loss of a batch.
+
+        Args:
+            features: (B, T, D) weighted sum of the layers, or (B, D) with pooling 'mean'.
+            lengths: valid frames, (B,) int64.
+            utterances: the B utterances, in order.
+            generator: for augmentation and dropout of this step; derived from (seed, step).
+        """
+
+    @abstractmethod
+    def predict(
+        self, head: nn.Module, features: Tensor, lengths: Tensor, utterances: Sequence[Utterance], data: TaskData
+    ) -> list[Any]:
+        """One prediction per utterance (text, embedding, score, ...), on the CPU; runs under no_grad and eval()."""
+
+    @abstractmethod
+    def evaluate(
+        self, head: nn.Module, predictions: Mapping[str, Any], data: TaskData, split: str, folder: Path
+    ) -> Evaluation:
+        """Measures the predictions of one split ('dev' or 'test').
+
+        Args:
+            predictions: utterance id -> what `predict` returned, for every utterance of the split.
+            folder: the run folder, for artifacts (scores, audio); only for 'test' should anything be written.
+        """

@@ -1,0 +1,1 @@
+"""One folder per published family of upstream models; found by `speechssl.registry`."""
