@@ -1,0 +1,34 @@
+# make demo [QUICK=1]   the whole line on real speech: pre-train, four tasks, report/index.html
+# make test             the test suite
+# Each target only makes the environment if there is none and calls a documented command.
+PYTHON ?= python3
+VENV ?= .venv
+STAMP = $(VENV)/.installed
+
+.PHONY: demo test lint env clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+env: $(STAMP)
+
+$(STAMP): setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash recipes/demo/run.sh $(if $(QUICK),--quick)
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+clean:
+	rm -rf exp report
