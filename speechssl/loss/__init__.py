@@ -1,0 +1,1 @@
+"""What pre-training minimises: sums over scored frames, and how many frames those were."""

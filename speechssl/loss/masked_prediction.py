@@ -1,0 +1,111 @@
+"""Masked prediction of cluster labels by cosine similarity to learned label embeddings.
+
+B batch, T frames, N scored frames, D width, E prediction width, K labels, C channels of the front-end.
+Reference: fairseq `models/hubert/hubert.py` and `criterions/hubert_criterion.py`. There the logits are those of the
+true label followed by all labels with its duplicate masked: the same numbers as a plain softmax over all labels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechssl.errors import SpeechsslError
+from speechssl.types import LossOutput
+
+USAGE = "_usage"
+"""Metrics that end so are (K,) counts; the training loop logs the perplexity of their sum as '<...>_perplexity'."""
+
+
+def cosine_logits(projected: Tensor, embeddings: Tensor, *, temperature: float) -> Tensor:
+    """Cosine similarities divided by the temperature, in float32 whatever the precision of the model.
+
+    Args:
+        projected: (N, E).
+        embeddings: (K, E).
+
+    Returns:
+        (N, K) float32.
+
+    Paper: Hsu et al. 2021, eq. 3, arXiv:2106.07447.
+    """
+    with torch.autocast(projected.device.type, enabled=False):
+        left = F.normalize(projected.float(), dim=1, eps=1e-8) / temperature
+        right = F.normalize(embeddings.float(), dim=1, eps=1e-8)
+        return left @ right.T
+
+
+def features_penalty(features: Tensor, frames: Tensor) -> Tensor:
+    """Mean square of the front-end's output over the valid frames, scalar float32.
+
+    fairseq averages over padded frames too, which would make the penalty depend on the batch.
+
+    Args:
+        features: (B, T, C), before normalisation.
+        frames: valid frames, (B,) int64.
+    """
+    inside = torch.arange(features.size(1), device=features.device)[None, :] < frames[:, None]  # (B, T)
+    square = features.float().square().mean(dim=2)  # (B, T)
+    return torch.where(inside, square, 0.0).sum() / frames.sum()
+
+
+class MaskedPrediction(nn.Module):
+    """Projects hidden states and scores them against label embeddings, one set per kind of labels."""
+
+    def __init__(
+        self, size: int, *, num_labels: Sequence[int], final_dim: int, temperature: float, untie_final_proj: bool
+    ) -> None:
+        """
+        Args:
+            size: D of the hidden states.
+            num_labels: K of each label set.
+            final_dim: E.
+            untie_final_proj: whether each label set has its own projection.
+        """
+        super().__init__()
+        self.temperature = temperature
+        self.untie_final_proj = untie_final_proj
+        self.final_proj = nn.Linear(size, final_dim * (len(num_labels) if untie_final_proj else 1))
+        self.label_embeddings = nn.ParameterList(nn.Parameter(torch.rand(k, final_dim)) for k in num_labels)
+
+    def forward(self, hidden: Tensor, codes: Sequence[Tensor]) -> LossOutput:
+        """Sums the cross-entropy of every label set over the frames.
+
+        Args:
+            hidden: (N, D) hidden states of the scored frames.
+            codes: (N,) int64 true labels of each label set.
+
+        Returns:
+            the loss, with sample_size N, the sums 'accuracy' (mean over label sets), and for each label set the (K,)
+            counts 'code_usage' and 'prediction_usage' (suffixed with its number from the second on).
+        """
+        sets = len(self.label_embeddings)
+        if len(codes) != sets:
+            raise SpeechsslError(f"This model predicts {sets} label sets, but was given {len(codes)}.")
+        projected = self.final_proj(hidden)
+        parts = projected.chunk(sets, dim=-1) if self.untie_final_proj else [projected] * sets
+        loss = projected.new_zeros((), dtype=torch.float32)
+        correct = torch.zeros_like(loss)
+        metrics: dict[str, Tensor] = {}
+        for number, (part, target, embeddings) in enumerate(zip(parts, codes, self.label_embeddings, strict=True)):
+            logits = cosine_logits(part, embeddings, temperature=self.temperature)  # (N, K)
+            loss = loss + F.cross_entropy(logits, target, reduction="sum")
+            with torch.no_grad():
+                predicted = logits.argmax(dim=1)
+                correct += (predicted == target).sum()
+                suffix = USAGE if number == 0 else f"_{number + 1}{USAGE}"
+                metrics["code" + suffix] = _counts(target, logits.size(1))
+                metrics["prediction" + suffix] = _counts(predicted, logits.size(1))
+        metrics["accuracy"] = correct / sets
+        return LossOutput(loss, torch.tensor(float(hidden.size(0)), device=hidden.device), metrics)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of a histogram (K,): how many labels are in use; 0 for an empty histogram."""
+    prob = counts.double() / counts.sum().clamp(min=1)
+    return torch.where(counts.sum() > 0, torch.special.entr(prob).sum().exp(), 0.0)
+
+
+def _counts(codes: Tensor, size: int) -> Tensor:
+    return torch.zeros(size, device=codes.device).index_add_(0, codes, torch.ones_like(codes, dtype=torch.float32))

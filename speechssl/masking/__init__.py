@@ -1,0 +1,1 @@
+"""Which frames the encoder does not get to see."""
