@@ -1,0 +1,1 @@
+"""Transformer encoders over feature sequences and their building blocks."""

@@ -1,0 +1,198 @@
+"""Kaldi's log-mel filterbank and MFCC features, batched, with the dynamics and normalisation that go with them.
+
+Equal to `torchaudio.compliance.kaldi` utterance by utterance (frames that lie within the waveform only, no dither), for
+whole padded batches at once. Everything is computed in float32, under autocast too.
+B batch, S samples, T frames, M mel bands, C channels.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechssl.errors import ConfigError
+from speechssl.lengths import lengths_to_padding_mask
+
+PREEMPHASIS = 0.97
+FLOOR = torch.finfo(torch.float32).eps
+"""Least energy before the logarithm, as Kaldi has it."""
+
+
+@dataclass(frozen=True)
+class LogMelConfig:
+    """Kaldi's defaults: 25 ms frames every 10 ms, a Povey window, mel bands from 20 Hz up."""
+
+    sample_rate: int = 16_000
+    """Hz."""
+    num_mel_bins: int = 80
+    window: int = 400
+    """Samples per frame."""
+    hop: int = 160
+    """Samples from one frame to the next."""
+    low_freq: float = 20.0
+    """Hz; the upper edge is half of the sample rate."""
+
+
+class LogMel(nn.Module):
+    """Kaldi-compatible log-mel energies.
+
+    Paper: Povey et al. 2011, The Kaldi speech recognition toolkit, ASRU.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, config: LogMelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fft_size = 1 << (config.window - 1).bit_length()
+        self.register_buffer("window", torch.hann_window(config.window, periodic=False).pow(0.85), persistent=False)
+        self.register_buffer("filters", mel_filters(config, self.fft_size), persistent=False)
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # torch's own hook is untyped
+        # The tables are float32 whatever type the model is brought to: bfloat16 has no FFT.
+        super()._apply(fn, recurse)
+        self.window = self.window.float()
+        self.filters = self.filters.float()
+        return self
+
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """Valid frames for valid samples, both (B,) int64."""
+        frames = torch.div(lengths - self.config.window, self.config.hop, rounding_mode="floor") + 1
+        return frames.clamp(min=0)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(B, S) in [-1, 1] -> natural log energies (B, T, M), float32; each frame depends on its own samples only."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            frames = waveform.float().unfold(1, self.config.window, self.config.hop)  # (B, T, window)
+            frames = frames - frames.mean(dim=2, keepdim=True)
+            previous = torch.cat((frames[:, :, :1], frames[:, :, :-1]), dim=2)
+            frames = (frames - PREEMPHASIS * previous) * self.window
+            spectrum = torch.fft.rfft(frames, n=self.fft_size)  # (B, T, fft_size / 2 + 1)
+            power = spectrum.real.square() + spectrum.imag.square()
+            return (power @ self.filters).clamp(min=FLOOR).log()
+
+
+class Mfcc(nn.Module):
+    """Kaldi-compatible mel-frequency cepstral coefficients, 13 with C0 in place of the energy.
+
+    Paper: Davis and Mermelstein 1980, IEEE Trans. ASSP 28(4); options as Kaldi's `compute-mfcc-feats`.
+    """
+
+    transform: Tensor
+
+    def __init__(self, *, num_ceps: int = 13, num_mel_bins: int = 23, lifter: float = 22.0) -> None:
+        super().__init__()
+        if num_ceps > num_mel_bins:
+            raise ConfigError(f"`num_ceps` must be <= num_mel_bins = {num_mel_bins}, but is {num_ceps}.")
+        self.num_ceps = num_ceps
+        self.log_mel = LogMel(LogMelConfig(num_mel_bins=num_mel_bins))
+        lift = 1.0 + 0.5 * lifter * torch.sin(math.pi * torch.arange(num_ceps) / lifter)  # (num_ceps,)
+        self.register_buffer("transform", _dct(num_ceps, num_mel_bins) * lift, persistent=False)  # (M, num_ceps)
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # torch's own hook is untyped
+        super()._apply(fn, recurse)
+        self.transform = self.transform.float()
+        return self
+
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """Valid frames for valid samples, both (B,) int64."""
+        return self.log_mel.output_lengths(lengths)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(B, S) in [-1, 1] -> (B, T, num_ceps), float32."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            return self.log_mel(waveform) @ self.transform  # type: ignore[no-any-return]  # nn.Module returns Any
+
+
+def mel_filters(config: LogMelConfig, fft_size: int) -> Tensor:
+    """Triangular filters on Kaldi's mel scale, 1127 ln(1 + f / 700), (fft_size / 2 + 1, M)."""
+    edges = torch.linspace(
+        _mel(config.low_freq), _mel(config.sample_rate / 2), config.num_mel_bins + 2, dtype=torch.float64
+    )
+    hertz = torch.arange(fft_size // 2 + 1, dtype=torch.float64) * config.sample_rate / fft_size
+    mel = (1127.0 * torch.log1p(hertz / 700.0))[:, None]  # (fft_size / 2 + 1, 1)
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    rising = (mel - left) / (centre - left)
+    falling = (right - mel) / (right - centre)
+    filters = torch.minimum(rising, falling).clamp(min=0.0)
+    filters[-1] = 0.0  # Kaldi leaves out the bin at half of the sample rate
+    return filters.float()
+
+
+def _mel(hertz: float) -> float:
+    return 1127.0 * math.log1p(hertz / 700.0)
+
+
+def _dct(num_ceps: int, num_mel_bins: int) -> Tensor:
+    """Orthonormal type-II cosine transform, (M, num_ceps)."""
+    n = torch.arange(num_mel_bins, dtype=torch.float64)[:, None]
+    k = torch.arange(num_ceps, dtype=torch.float64)[None, :]
+    matrix = torch.cos(math.pi / num_mel_bins * (n + 0.5) * k) * math.sqrt(2.0 / num_mel_bins)
+    matrix[:, 0] = math.sqrt(1.0 / num_mel_bins)
+    return matrix.float()
+
+
+def hold_last_frame(features: Tensor, lengths: Tensor) -> Tensor:
+    """Repeats the last valid frame over the padding, so that windows at the end see what they would see alone.
+
+    Args:
+        features: (B, T, C).
+        lengths: valid frames, (B,) int64, at least 1.
+
+    Returns:
+        (B, T, C).
+    """
+    if int(lengths.min()) == features.size(1):
+        return features
+    frame = torch.arange(features.size(1), device=features.device)[None, :].clamp(max=lengths[:, None] - 1)  # (B, T)
+    return features.gather(1, frame[:, :, None].expand_as(features))
+
+
+def deltas(features: Tensor, lengths: Tensor, *, window: int = 5) -> Tensor:
+    """Slopes of the features over `window` frames, with the edges held.
+
+    Args:
+        features: (B, T, C).
+        lengths: valid frames, (B,) int64, at least 1.
+        window: frames, odd.
+
+    Returns:
+        (B, T, C); equal to `torchaudio.functional.compute_deltas` of each utterance alone.
+    """
+    half = window // 2
+    steps = torch.arange(-half, half + 1, device=features.device, dtype=features.dtype)
+    kernel = (steps / steps.square().sum())[None, None, :]  # (1, 1, window)
+    B, T, C = features.shape
+    held = hold_last_frame(features, lengths).transpose(1, 2).reshape(B * C, 1, T)
+    padded = F.pad(held, (half, half), mode="replicate")
+    return F.conv1d(padded, kernel).view(B, C, T).transpose(1, 2)
+
+
+def with_deltas(features: Tensor, lengths: Tensor) -> Tensor:
+    """Appends first and second deltas: (B, T, C) -> (B, T, 3 C)."""
+    with torch.autocast(features.device.type, enabled=False):
+        first = deltas(features, lengths)
+        return torch.cat((features, first, deltas(first, lengths)), dim=2)
+
+
+def normalize_frames(features: Tensor, lengths: Tensor, *, correction: int = 0, eps: float = 1e-5) -> Tensor:
+    """Cepstral mean and variance normalisation: each channel to mean 0 and deviation 1 over the valid frames.
+
+    Args:
+        features: (B, T, C).
+        lengths: valid frames, (B,) int64, at least 1.
+        correction: 1 for the unbiased variance.
+        eps: added to the deviation.
+
+    Returns:
+        (B, T, C), 0 beyond `lengths`.
+    """
+    padding = lengths_to_padding_mask(lengths, features.size(1))[:, :, None]  # (B, T, 1)
+    count = lengths[:, None, None].to(features.dtype)
+    mean = features.masked_fill(padding, 0.0).sum(dim=1, keepdim=True) / count
+    centred = (features - mean).masked_fill(padding, 0.0)
+    variance = centred.square().sum(dim=1, keepdim=True) / (count - correction).clamp(min=1.0)
+    return centred / (variance.sqrt() + eps)

@@ -1,0 +1,35 @@
+"""Normalised log-mel frames, joined to a lower frame rate.
+
+B batch, S samples, T frames, M mel bands.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from speechssl.frontend.log_mel import LogMel, LogMelConfig, normalize_frames
+
+
+class StackedLogMel(nn.Module):
+    """Log-mel energies with mean and variance normalised per utterance, `stack` frames of 10 ms joined into one.
+
+    It has no weights and costs next to nothing, where the convolutions of wav2vec 2.0 take a third of the base model.
+
+    Paper: Chiu et al. 2022 (stacked log-mel as input of masked prediction), arXiv:2202.01855.
+    """
+
+    def __init__(self, num_mel_bins: int, *, stack: int) -> None:
+        super().__init__()
+        self.stack = stack
+        self.width = num_mel_bins * stack
+        self.log_mel = LogMel(LogMelConfig(num_mel_bins=num_mel_bins))
+
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """Valid frames for valid samples, both (B,) int64; frames left over at the end are dropped."""
+        return torch.div(self.log_mel.output_lengths(lengths), self.stack, rounding_mode="floor")
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """(B, S) -> (B, T, stack M), float32, 0 beyond `output_lengths(lengths)` except in a last, half-filled frame."""
+        features = normalize_frames(self.log_mel(waveform), self.log_mel.output_lengths(lengths))  # (B, stack T, M)
+        frames = features.size(1) // self.stack
+        features = features[:, : frames * self.stack]
+        return features.reshape(features.size(0), frames, self.width)

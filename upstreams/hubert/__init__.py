@@ -1,0 +1,1 @@
+"""HuBERT: masked prediction of clustered speech units."""
