@@ -1,0 +1,1 @@
+"""What pre-training predicts: labels made from features."""
