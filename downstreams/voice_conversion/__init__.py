@@ -1,0 +1,1 @@
+"""Voice conversion by nearest neighbours: say what the source says in the target's voice."""

@@ -1,0 +1,81 @@
+"""Configuration of the voice conversion task.
+
+Paper: Baas et al. 2023, Voice Conversion With Just Nearest Neighbors, arXiv:2305.18975.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from speechssl.task import FeatureConfig, TaskConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The network from features to log-mel."""
+
+    width: int = 256
+    blocks: int = 3
+    """Residual blocks at the rate of the features."""
+    kernel: int = 5
+    """Frames that each convolution sees."""
+
+
+@dataclass(frozen=True)
+class VoiceConversionConfig(TaskConfig):
+    """Nearest-neighbour conversion, its training data and its evaluation."""
+
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=20_000, batch_seconds=120.0, optimizer="adamw", learning_rate=5e-4, warmup_steps=500,
+            schedule="cosine", evaluate_every=5_000,
+        )
+    )  # fmt: skip
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    """`layers: [k]` matches and synthesises on one layer, as the paper does with layer 6 of WavLM-Large."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    k: int = 4
+    """Nearest reference frames that are averaged."""
+    matching: Literal["raw", "standardised"] = "standardised"
+    """Space of the cosine: the features as they are (the paper), or each dimension at mean 0 and deviation 1."""
+    prematch: float = 0.5
+    """Share of the training batches whose frames are replaced by the mean of the k nearest frames of the same speaker's
+    other utterances in the batch; 0 trains on the frames as they are."""
+    train_minutes: float | None = None
+    """Of train-split speech for the head; None = all."""
+    language: str = "en"
+    """Of the sources; the judge of words reads English only."""
+    source_seconds: tuple[float, float] = (2.0, 5.0)
+    """Shortest and longest source."""
+    targets: int = 10
+    """Target speakers, those with the most train-split speech."""
+    reference_seconds: float = 60.0
+    """Of each target's train-split speech that frames are taken from."""
+    profile_utterances: int = 8
+    """Of each target, outside the reference: what the judge of voices compares with."""
+    dev_pairs: int = 20
+    test_pairs: int = 200
+    vocoder: Literal["hifigan", "griffin_lim", "auto"] = "auto"
+    vocoder_precision: Literal["float32", "bf16"] = "float32"
+    judges: Literal["packages", "none"] = "packages"
+    """'none' measures only `mel_distance`, which needs no download."""
+    examples: int = 8
+    """Conversions of the test split that are kept as audio."""
+
+
+PRESETS: dict[str, VoiceConversionConfig] = {
+    "voice_conversion": VoiceConversionConfig(),
+    "voice_conversion_demo": VoiceConversionConfig(
+        train=TrainConfig(
+            steps=240, batch_seconds=40.0, optimizer="adamw", learning_rate=1e-3, warmup_steps=20,
+            schedule="cosine", evaluate_every=120,
+        ),
+        train_minutes=20.0,
+        source_seconds=(2.0, 4.0),
+        targets=6,
+        dev_pairs=6,
+        test_pairs=18,
+        profile_utterances=6,
+        vocoder_precision="bf16",
+        examples=6,
+    ),
+}  # fmt: skip

@@ -1,0 +1,80 @@
+"""The network from frames of an upstream to log-mel frames of a vocoder.
+
+Shapes: B batch, T feature frames, T' mel frames, D width of the features, H width of the network, M mel bands.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from downstreams.voice_conversion.config import HeadConfig
+from speechssl.lengths import lengths_to_padding_mask
+
+
+class MelHead(nn.Module):
+    """Standardisation, residual convolutions at the feature rate, interpolation, two convolutions at the mel rate.
+
+    Frames beyond `lengths` are zero before every convolution, as beyond the ends, so an utterance's mel does not
+    depend on its batch.
+
+    Paper: in place of the vocoder on features of Baas et al. 2023, sec. 2.3, arXiv:2305.18975, whose weights are
+    trained for one upstream: a log-mel is what ready vocoders read.
+    """
+
+    def __init__(self, size: int, frame_rate: float, *, n_mels: int, mel_rate: float, config: HeadConfig) -> None:
+        """
+        Args:
+            size: D.
+            frame_rate: of the features, Hz.
+            n_mels: M.
+            mel_rate: of the log-mel frames, Hz.
+        """
+        super().__init__()
+        self.scale = mel_rate / frame_rate
+        width, padding = config.width, config.kernel // 2
+        self.standardise = nn.BatchNorm1d(size, affine=False)
+        self.project = nn.Linear(size, width)
+        self.blocks = nn.ModuleList(_Block(width, config.kernel) for _ in range(config.blocks))
+        self.refine = nn.ModuleList([nn.Conv1d(width, width, config.kernel, padding=padding), _Block(width, 3)])
+        self.out = nn.Linear(width, n_mels)
+        nn.init.constant_(self.out.bias, -5.0)  # the mean log-mel of speech at a usual level
+
+    def mel_lengths(self, lengths: Tensor) -> Tensor:
+        """Mel frames for `lengths` feature frames, (B,) int64."""
+        return (lengths * self.scale).floor().long()
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, D) and (B,) valid frames -> (B, T', M) log-mel, T' = mel_lengths(lengths).max()."""
+        valid = ~lengths_to_padding_mask(lengths, features.size(1))  # (B, T)
+        hidden = features.new_zeros(*features.shape[:2], self.project.out_features)
+        hidden = hidden.masked_scatter(valid[..., None], self.project(self.standardise(features[valid])))
+        hidden = hidden.transpose(1, 2)  # (B, H, T)
+        for block in self.blocks:
+            hidden = block(hidden, valid[:, None])
+        out_lengths = self.mel_lengths(lengths)
+        hidden = self._to_mel_rate(hidden, lengths)[:, :, : int(out_lengths.max())]  # (B, H, T')
+        valid = ~lengths_to_padding_mask(out_lengths)
+        hidden = self.refine[0](torch.where(valid[:, None], hidden, 0.0))
+        hidden = self.refine[1](hidden, valid[:, None])
+        mel: Tensor = self.out(hidden.transpose(1, 2))  # (B, T', M)
+        return mel
+
+    def _to_mel_rate(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """Linear interpolation between frame centres; the last valid frame is repeated into the padding first."""
+        last = torch.arange(hidden.size(2), device=hidden.device)[None] .minimum(lengths[:, None] - 1)  # (B, T)
+        hidden = hidden.gather(2, last[:, None].expand_as(hidden))
+        return F.interpolate(hidden, scale_factor=self.scale, mode="linear", align_corners=False)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.first = nn.Conv1d(width, width, kernel, padding=kernel // 2)
+        self.second = nn.Conv1d(width, width, 1)
+
+    def forward(self, hidden: Tensor, valid: Tensor) -> Tensor:
+        """(B, H, T) and valid frames (B, 1, T) bool -> (B, H, T)."""
+        normed = self.norm(hidden.transpose(1, 2)).transpose(1, 2)
+        change = self.second(F.gelu(self.first(torch.where(valid, normed, 0.0))))
+        return hidden + change

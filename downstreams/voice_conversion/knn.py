@@ -1,0 +1,62 @@
+"""k-nearest-neighbour conversion of frames: each source frame becomes the mean of the target's k most similar frames.
+
+Shapes: T source frames, N reference frames, D width.
+Reference: https://github.com/bshall/knn-vc (matcher.py: cosine distance, k = 4, uniform mean).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from speechssl.errors import SpeechsslError
+
+CHUNK = 4096  # source frames whose similarities to all references are held at once
+
+
+def nearest(source: Tensor, reference: Tensor, *, k: int, exclude: Tensor | None = None) -> Tensor:
+    """Finds the k reference frames with the highest cosine similarity, exactly.
+
+    Args:
+        source: (T, D).
+        reference: (N, D), N >= k.
+        exclude: (N,) bool, True = not to be found (frames of the source utterance itself); None = none.
+
+    Returns:
+        (T, k) int64 indices into `reference`, best first.
+    """
+    available = reference.size(0) if exclude is None else int((~exclude).sum())
+    if available < k:
+        raise SpeechsslError(f"The reference has {available} frames, fewer than k = {k}: give more target speech.")
+    directions = F.normalize(reference, dim=1)
+    found = []
+    for chunk in F.normalize(source, dim=1).split(CHUNK):
+        similarity = chunk @ directions.T  # (T', N)
+        if exclude is not None:
+            similarity = similarity.masked_fill(exclude, float("-inf"))
+        found.append(similarity.topk(k, dim=1).indices)
+    return torch.cat(found)
+
+
+def convert(
+    source: Tensor,
+    reference: Tensor,
+    *,
+    k: int,
+    values: Tensor | None = None,
+    exclude: Tensor | None = None,
+) -> Tensor:
+    """Replaces each source frame by the uniform mean of its k nearest reference frames.
+
+    Args:
+        source: (T, D) frames to match.
+        reference: (N, D) frames of the target speaker in the same space.
+        values: (N, E) what is averaged, frame by frame beside `reference`; None = `reference` itself.
+        exclude: (N,) bool, True = never used.
+
+    Returns:
+        (T, E).
+
+    Paper: Baas et al. 2023, Voice Conversion With Just Nearest Neighbors, sec. 2, arXiv:2305.18975.
+    """
+    values = reference if values is None else values
+    return values[nearest(source, reference, k=k, exclude=exclude)].mean(dim=1)
