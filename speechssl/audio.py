@@ -25,7 +25,7 @@ OVERRUN = 0.1
 """Seconds by which a requested stretch may pass the end of the file: manifests round, decoders trim."""
 SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".w64"),
-    *(".rf64", ".sph", ".nist", ".voc", ".g722", ".m4a", ".mp4", ".aac", ".webm", ".mka", ".wma", ".amr", ".spx", ".ac3"),
+    *(".rf64", ".sph", ".nist", ".voc", ".g722", ".m4a", ".mp4", ".aac", ".webm", ".mka", ".wma", ".amr", ".spx"),
 )
 """File names that count as audio when a folder is searched."""
 _RAW_FORMATS = {".g722": "g722"}  # headerless, so FFmpeg can't guess them
