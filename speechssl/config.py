@@ -4,7 +4,7 @@ An unknown key is an error that names the near matches; values are checked again
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,17 @@ def load_config(default: ConfigT, *, yaml: str | Path | None = None, overrides: 
             raise ConfigError(f"An override must look like key=value, but is '{text}'.")
         config = _merge(config, OmegaConf.from_dotlist([text]), origin=f"'{text}'")
     result: ConfigT = OmegaConf.to_object(config)  # type: ignore[assignment]  # structured configs return their class
+    return result
+
+
+def from_dict(default: ConfigT, values: Mapping[str, Any], *, origin: str) -> ConfigT:
+    """Returns a copy of `default` with `values`, as `to_dict` wrote them; `origin` names their file in errors.
+
+    Raises:
+        ConfigError: an unknown key or a value of the wrong type.
+    """
+    change = OmegaConf.create(dict(values))
+    result: ConfigT = OmegaConf.to_object(_merge(OmegaConf.structured(default), change, origin=origin))  # type: ignore[assignment]
     return result
 
 

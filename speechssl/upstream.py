@@ -6,6 +6,7 @@ B batch, S samples, T frames, D width, L blocks.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,12 @@ class Upstream(nn.Module, ABC):
 
     name: str
     """Public name, such as 'hubert_base', or the folder it was loaded from."""
+    family: str
+    """The folder of the family, such as 'hubert': with `config`, all that rebuilds the upstream without its weights."""
+    config: Any
+    """The family's frozen config."""
     weights: str = "none"
-    """Where the weights come from: 'none' (no parameters), 'random (seed 0)', a folder, or a repository and revision."""
+    """Where the weights come from: 'none' (no parameters), 'random (seed 0)', a folder, a repository."""
 
     def __init__(
         self, *, sample_rate: int, frame_rate: float, hidden_sizes: tuple[int, ...], normalize: bool = False
@@ -129,8 +134,8 @@ class Upstream(nn.Module, ABC):
         if int(lengths.max()) > waveform.size(1):
             row = int(lengths.argmax())
             raise SpeechsslError(
-                f"`lengths` must be <= waveform.size(1) = {waveform.size(1)}, but lengths[{row}] = {int(lengths[row])}. "
-                "It counts samples, not seconds."
+                f"`lengths` must be <= waveform.size(1) = {waveform.size(1)}, "
+                f"but lengths[{row}] = {int(lengths[row])}. It counts samples, not seconds."
             )
 
 

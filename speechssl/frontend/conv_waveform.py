@@ -45,7 +45,7 @@ class ConvWaveform(nn.Module):
         """
         super().__init__()
         if len(kernels) != len(strides):
-            raise ConfigError(f"`kernels` and `strides` must have one value per layer, but are {kernels} and {strides}.")
+            raise ConfigError(f"`kernels` and `strides` must be equally long, but are {kernels} and {strides}.")
         if norm not in ("group", "layer"):
             raise ConfigError(f"`norm` must be 'group' or 'layer', but is '{norm}'.")
         self.norm = norm
@@ -67,7 +67,7 @@ class ConvWaveform(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """(B, S) -> (B, T, C); frames beyond `output_lengths(lengths)` hold arbitrary finite numbers."""
-        x = waveform[:, None, :]  # (B, 1, S)
+        x = waveform[:, None, :].to(next(self.parameters()).dtype)  # (B, 1, S)
         for index, conv in enumerate(self.convs):
             x = conv(x)  # (B, C, frames of this layer)
             if self.norm == "layer":

@@ -22,5 +22,5 @@ def multiply_gradient(x: Tensor, scale: float) -> Tensor:
 
     Paper: Baevski et al. 2020, sec. 4.2 (features 0.1), arXiv:2006.11477.
     """
-    result: Tensor = _GradMultiply.apply(x, scale)
+    result: Tensor = _GradMultiply.apply(x, scale)  # type: ignore[no-untyped-call]  # untyped in torch
     return result

@@ -18,6 +18,8 @@ from speechssl.lengths import lengths_to_padding_mask
 PREEMPHASIS = 0.97
 FLOOR = torch.finfo(torch.float32).eps
 """Least energy before the logarithm, as Kaldi has it."""
+LEAST_DEVIATION = 1e-4
+"""Of a channel that varies; rounding makes up to 1e-5."""
 
 
 @dataclass(frozen=True)
@@ -46,33 +48,35 @@ class LogMel(nn.Module):
 
     def __init__(self, config: LogMelConfig) -> None:
         super().__init__()
-        self.config = config
+        self.options = config
+        self.width = config.num_mel_bins
         self.fft_size = 1 << (config.window - 1).bit_length()
         self.register_buffer("window", torch.hann_window(config.window, periodic=False).pow(0.85), persistent=False)
         self.register_buffer("filters", mel_filters(config, self.fft_size), persistent=False)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # torch's own hook is untyped
         # The tables are float32 whatever type the model is brought to: bfloat16 has no FFT.
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # untyped in torch
         self.window = self.window.float()
         self.filters = self.filters.float()
         return self
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Valid frames for valid samples, both (B,) int64."""
-        frames = torch.div(lengths - self.config.window, self.config.hop, rounding_mode="floor") + 1
+        frames = torch.div(lengths - self.options.window, self.options.hop, rounding_mode="floor") + 1
         return frames.clamp(min=0)
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(B, S) in [-1, 1] -> natural log energies (B, T, M), float32; each frame depends on its own samples only."""
         with torch.autocast(waveform.device.type, enabled=False):
-            frames = waveform.float().unfold(1, self.config.window, self.config.hop)  # (B, T, window)
+            frames = waveform.float().unfold(1, self.options.window, self.options.hop)  # (B, T, window)
             frames = frames - frames.mean(dim=2, keepdim=True)
             previous = torch.cat((frames[:, :, :1], frames[:, :, :-1]), dim=2)
             frames = (frames - PREEMPHASIS * previous) * self.window
             spectrum = torch.fft.rfft(frames, n=self.fft_size)  # (B, T, fft_size / 2 + 1)
             power = spectrum.real.square() + spectrum.imag.square()
-            return (power @ self.filters).clamp(min=FLOOR).log()
+            energy: Tensor = power @ self.filters  # (B, T, M)
+            return energy.clamp(min=FLOOR).log()
 
 
 class Mfcc(nn.Module):
@@ -87,13 +91,14 @@ class Mfcc(nn.Module):
         super().__init__()
         if num_ceps > num_mel_bins:
             raise ConfigError(f"`num_ceps` must be <= num_mel_bins = {num_mel_bins}, but is {num_ceps}.")
-        self.num_ceps = num_ceps
+        self.width = num_ceps
         self.log_mel = LogMel(LogMelConfig(num_mel_bins=num_mel_bins))
+        self.options = self.log_mel.options
         lift = 1.0 + 0.5 * lifter * torch.sin(math.pi * torch.arange(num_ceps) / lifter)  # (num_ceps,)
         self.register_buffer("transform", _dct(num_ceps, num_mel_bins) * lift, persistent=False)  # (M, num_ceps)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # torch's own hook is untyped
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # untyped in torch
         self.transform = self.transform.float()
         return self
 
@@ -178,14 +183,15 @@ def with_deltas(features: Tensor, lengths: Tensor) -> Tensor:
         return torch.cat((features, first, deltas(first, lengths)), dim=2)
 
 
-def normalize_frames(features: Tensor, lengths: Tensor, *, correction: int = 0, eps: float = 1e-5) -> Tensor:
+def normalize_frames(features: Tensor, lengths: Tensor, *, correction: int = 0) -> Tensor:
     """Cepstral mean and variance normalisation: each channel to mean 0 and deviation 1 over the valid frames.
+
+    A channel that does not vary (digital silence) becomes 0, where others divide rounding noise by itself.
 
     Args:
         features: (B, T, C).
         lengths: valid frames, (B,) int64, at least 1.
-        correction: 1 for the unbiased variance.
-        eps: added to the deviation.
+        correction: 1 for the unbiased variance, as S3PRL has it.
 
     Returns:
         (B, T, C), 0 beyond `lengths`.
@@ -194,5 +200,5 @@ def normalize_frames(features: Tensor, lengths: Tensor, *, correction: int = 0, 
     count = lengths[:, None, None].to(features.dtype)
     mean = features.masked_fill(padding, 0.0).sum(dim=1, keepdim=True) / count
     centred = (features - mean).masked_fill(padding, 0.0)
-    variance = centred.square().sum(dim=1, keepdim=True) / (count - correction).clamp(min=1.0)
-    return centred / (variance.sqrt() + eps)
+    deviation = (centred.square().sum(dim=1, keepdim=True) / (count - correction).clamp(min=1.0)).sqrt()
+    return torch.where(deviation > LEAST_DEVIATION, centred / deviation, 0.0)

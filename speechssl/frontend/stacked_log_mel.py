@@ -22,13 +22,14 @@ class StackedLogMel(nn.Module):
         self.stack = stack
         self.width = num_mel_bins * stack
         self.log_mel = LogMel(LogMelConfig(num_mel_bins=num_mel_bins))
+        self.hop = self.log_mel.options.hop * stack  # samples from one frame to the next
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Valid frames for valid samples, both (B,) int64; frames left over at the end are dropped."""
         return torch.div(self.log_mel.output_lengths(lengths), self.stack, rounding_mode="floor")
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        """(B, S) -> (B, T, stack M), float32, 0 beyond `output_lengths(lengths)` except in a last, half-filled frame."""
+        """(B, S) -> (B, T, stack M), float32; a last frame that is half padding is not a valid one."""
         features = normalize_frames(self.log_mel(waveform), self.log_mel.output_lengths(lengths))  # (B, stack T, M)
         frames = features.size(1) // self.stack
         features = features[:, : frames * self.stack]

@@ -26,6 +26,7 @@ class HubertUpstream(Upstream):
     """
 
     name = "hubert"
+    family = "hubert"
 
     def __init__(self, config: HubertConfig) -> None:
         frontend, hop = _frontend(config)
@@ -72,7 +73,7 @@ class HubertUpstream(Upstream):
             Features (B, T, C) before their layer norm, and the valid frames (B,) int64; T = frames.max().
         """
         frames = self.output_lengths(lengths)
-        features = self.frontend(waveform.to(self.mask_embedding.dtype), lengths)
+        features = self.frontend(waveform, lengths)
         features = features[:, : int(frames.max())].to(self.mask_embedding.dtype)
         if self.config.feature_grad_mult != 1.0 and features.requires_grad:
             features = multiply_gradient(features, self.config.feature_grad_mult)
@@ -130,7 +131,7 @@ def _frontend(config: HubertConfig) -> tuple[ConvWaveform | StackedLogMel, int]:
         return conv, conv.hop
     if config.frontend == "log_mel":
         log_mel = StackedLogMel(config.num_mel_bins, stack=config.stack)
-        return log_mel, log_mel.log_mel.config.hop * config.stack
+        return log_mel, log_mel.hop
     raise ConfigError(f"`frontend` must be 'conv_waveform' or 'log_mel', but is '{config.frontend}'.")
 
 

@@ -1,0 +1,150 @@
+"""Upstream folders: `config.json` and `model.safetensors`, written so that a crash never leaves a broken one.
+
+`config.json` is written last and names everything but the weights: {"format": 1, "family": "hubert",
+"name": "hubert_base", "weights": where they came from, "config": the family's config}.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from speechssl.config import to_dict
+from speechssl.errors import SpeechsslError, suggest
+from speechssl.upstream import Upstream
+
+FORMAT = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+MOST_NAMES = 8
+"""Of missing or unexpected weights that an error lists."""
+
+
+def save_upstream(upstream: Upstream, folder: str | Path) -> None:
+    """Writes an upstream as a folder that `load_upstream` reads.
+
+    Args:
+        upstream: any upstream; its weights are stored in their own type.
+        folder: made if it is not there; files of an upstream in it are replaced.
+    """
+    description = {
+        "format": FORMAT,
+        "family": upstream.family,
+        "name": upstream.name,
+        "weights": upstream.weights,
+        "config": to_dict(upstream.config),
+    }
+    save_folder(description, upstream.state_dict(), folder)
+
+
+def save_folder(description: Mapping[str, Any], state: Mapping[str, Tensor], folder: str | Path) -> None:
+    """Writes config.json and model.safetensors, each at once or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    with replacing(folder / WEIGHTS_FILE) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
+    write_json(folder / CONFIG_FILE, description)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a mapping as a JSON file, at once or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a path to write to, and renames it to `path` when it is safely on the disk; on an error `path` stays."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds a mapping.
+
+    Raises:
+        SpeechsslError: the file is missing or something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SpeechsslError(f"{path} does not exist: an upstream folder needs it.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SpeechsslError(f"{path} is not valid JSON ({error}): write or download the folder again.") from error
+    if not isinstance(content, dict):
+        raise SpeechsslError(f"{path} must hold a mapping: write or download the folder again.")
+    return content
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Reads model.safetensors or, as older models have it, pytorch_model.bin.
+
+    Raises:
+        SpeechsslError: neither is there, or it can't be read.
+    """
+    path = folder / WEIGHTS_FILE
+    if path.is_file():
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise SpeechsslError(f"{path} is damaged ({error}): write or download it again.") from error
+    path = folder / "pytorch_model.bin"
+    if not path.is_file():
+        raise SpeechsslError(f"{folder} holds neither {WEIGHTS_FILE} nor {path.name}: write or download it again.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what the damage happens to cause
+        first = str(error).splitlines()[0]
+        raise SpeechsslError(f"{path} is not a plain file of weights ({first}): download it again.") from error
+    return dict(state)
+
+
+def load_weights(
+    module: nn.Module, state: Mapping[str, Tensor], *, origin: str, optional: frozenset[str] = frozenset()
+) -> None:
+    """Copies weights into a module, all of them or none.
+
+    Args:
+        module: receives them, in its own type and place.
+        state: name -> weights.
+        origin: named in errors.
+        optional: names that may be missing.
+
+    Raises:
+        SpeechsslError: names or shapes differ; they are listed, with near names.
+    """
+    expected = module.state_dict()
+    missing = sorted(expected.keys() - state.keys() - optional)
+    unexpected = sorted(state.keys() - expected.keys())
+    if missing or unexpected:
+        problems = _listing("lack", missing, unexpected) + _listing("unexpectedly hold", unexpected, missing)
+        raise SpeechsslError(f"The weights of {origin} don't fit its config:{problems} Is the config another model's?")
+    for key, value in state.items():
+        if value.shape != expected[key].shape:
+            raise SpeechsslError(
+                f"The weights of {origin} don't fit its config: '{key}' must have shape {tuple(expected[key].shape)}, "
+                f"but has {tuple(value.shape)}. Is the config another model's?"
+            )
+    module.load_state_dict(dict(state), strict=False)
+
+
+def _listing(verb: str, names: list[str], others: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    near = suggest(names[0], others) if others else ""
+    return f" they {verb} " + ", ".join(f"'{name}'" for name in names[:MOST_NAMES]) + more + "." + near

@@ -1,0 +1,46 @@
+"""Published weights from the Hugging Face hub."""
+
+import logging
+from pathlib import Path
+
+from speechssl.errors import SpeechsslError
+
+logger = logging.getLogger(__name__)
+
+
+def download(repository: str, *, revision: str | None = None) -> Path:
+    """Fetches a model in transformers' format, or finds it in the local cache.
+
+    Args:
+        repository: such as 'facebook/hubert-base-ls960'.
+        revision: a commit or tag; None = the newest.
+
+    Returns:
+        The folder that holds config.json, the weights and, where there is one, preprocessor_config.json.
+
+    Raises:
+        SpeechsslError: no such repository, or no connection and nothing in the cache.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    def fetch(name: str) -> Path:
+        return Path(hf_hub_download(repository, name, revision=revision))
+
+    try:
+        folder = fetch("config.json").parent
+        for optional, fallback in (("preprocessor_config.json", None), ("model.safetensors", "pytorch_model.bin")):
+            try:
+                fetch(optional)
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:
+                if fallback:
+                    fetch(fallback)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        logger.debug("Fetching %s failed", repository, exc_info=error)
+        raise SpeechsslError(
+            f"'{repository}' is no local folder, and can't be fetched from the Hugging Face hub "
+            f"({type(error).__name__}): connect once, or name a folder with its config.json and model.safetensors, or ask for random weights."
+        ) from error
+    return folder

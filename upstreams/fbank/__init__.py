@@ -1,0 +1,1 @@
+"""Log-mel filterbank energies, the baseline upstream."""

@@ -1,0 +1,1 @@
+"""Mel-frequency cepstral coefficients, a baseline upstream and HuBERT's first targets."""
