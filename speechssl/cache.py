@@ -5,7 +5,7 @@
                                    /leases/            which packs a living process reads or writes
 
 The address of an array is its content: upstream fingerprint, layers, pooling, dtype and precision, the bytes of the
-audio file, and the stretch of it. Names, paths and times of change don't matter: copies and renamed corpora hit as well.
+audio file, and the stretch of it. Names, paths and times of change don't matter: a copied or renamed corpus hits too.
 Several processes may share a folder: one computes while those that want the same upstream wait for it, reading needs no
 lock, and what a living process holds is never evicted.
 
@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from speechssl.errors import AudioError, SpeechsslError
 from speechssl.extraction import Precision, extract, measure, resolve_items
 from speechssl.feature_store import FeatureStore
 from speechssl.leases import Lease, leased
-from speechssl.packs import DTYPES, Pack, PackWriter, open_packs, pack_bytes, remove_pack
+from speechssl.packs import DTYPES, FULL, Pack, PackWriter, open_packs, pack_bytes, remove_pack
 from speechssl.progress import progress
 from speechssl.types import Utterance
 from speechssl.upstream import Upstream
@@ -127,8 +127,18 @@ class FeatureCache:
                         workers=workers,
                         skip_bad=skip_bad,
                         bad=bad,
+                        make_room=self._evict,
                     )
+            _add_twins(keys, held, bad)
             store = held.store(request, {i: k for i, k in keys.items() if k in held.packs})
+        except OSError as error:
+            held.lease.release()
+            if error.errno not in FULL:
+                raise
+            raise SpeechsslError(
+                f"The disk is full while writing features to {self.folder}: free some space and run the same command "
+                "again; what was computed is kept."
+            ) from error
         except BaseException:
             held.lease.release()
             raise
@@ -160,6 +170,15 @@ class FeatureCache:
         Returns:
             freed bytes.
         """
+        budget = self.max_gb if max_gb is None else max_gb
+        freed, left = self._evict(budget)
+        if left > budget * 1e9:
+            message = "The feature cache %s holds %.2f GB that are in use, above its budget of %.2f GB."
+            logger.warning(message, self.folder, left / 1e9, budget)
+        return freed
+
+    def _evict(self, max_gb: float | None = None) -> tuple[int, int]:
+        """Returns the bytes freed, and those left."""
         budget = (self.max_gb if max_gb is None else max_gb) * 1e9
         packs = sorted((p for f in _upstream_folders(self.folder) for p in f.glob("*.bin")), key=_last_used)
         total, freed = sum(map(pack_bytes, packs)), 0
@@ -172,10 +191,7 @@ class FeatureCache:
                     remove_pack(path)
         if freed:
             logger.info("Evicted %.2f GB of features from %s.", freed / 1e9, self.folder)
-        if total - freed > budget:
-            message = "The feature cache %s holds %.2f GB that are in use, above its budget of %.2f GB."
-            logger.warning(message, self.folder, (total - freed) / 1e9, budget / 1e9)
-        return freed
+        return freed, total - freed
 
 
 class _Request:
@@ -259,6 +275,7 @@ def _compute(
     workers: int,
     skip_bad: bool,
     bad: dict[str, str],
+    make_room: Callable[[], object],
 ) -> set[str]:
     """Runs the upstream over `missing` and writes packs as it goes; returns the keys computed."""
     upstream, computed = request.upstream, set[str]()
@@ -281,6 +298,7 @@ def _compute(
             for utterance, states in features:
                 if writer is None or writer.size >= PACK_BYTES:
                     writer = _next_pack(request, held, writer)
+                    make_room()
                 array = torch.stack(list(states))  # (K, T, D)
                 frames, seconds = array.size(1), durations[utterance.id]
                 array = array.mean(dim=1) if request.pooling == "mean" else array
@@ -293,6 +311,14 @@ def _compute(
             writer.close()
     held.find(request, computed)
     return computed
+
+
+def _add_twins(keys: Mapping[str, str], held: _Held, bad: dict[str, str]) -> None:
+    """Of utterances with the same content only one was tried: what is wrong with it holds for the others."""
+    reasons = {keys[i]: reason for i, reason in bad.items() if i in keys}
+    for name, key in keys.items():
+        if key not in held.packs:
+            bad.setdefault(name, reasons.get(key, "it could not be computed."))
 
 
 def _next_pack(request: _Request, held: _Held, writer: PackWriter | None) -> PackWriter:

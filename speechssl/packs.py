@@ -73,7 +73,7 @@ class PackWriter:
         """Adds an array, in the pack's dtype.
 
         Raises:
-            SpeechsslError: the disk is full; the pack holds what was there before.
+            OSError: among others a full disk (see FULL); the pack holds what was there before.
         """
         payload = _buffer(array.to(self.dtype).contiguous().view(-1).view(torch.uint8))
         offset = -(-self.size // ALIGN) * ALIGN
@@ -83,14 +83,9 @@ class PackWriter:
             _write_all(self._data, bytes(offset - self.size))
             _write_all(self._data, payload)
             _write_all(self._index, json.dumps(asdict(entry)).encode() + b"\n")
-        except OSError as error:
+        except OSError:
             self._data.truncate(self.size)
             self._index.truncate(begin)
-            if error.errno in FULL:
-                raise SpeechsslError(
-                    f"The disk is full while writing features to {self.path.parent}: free some space and run the same "
-                    "command again; what was computed is kept."
-                ) from error
             raise
         self.size = offset + len(payload)
         self.count += 1

@@ -206,7 +206,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_computed(
             return super().write(data)
 
     monkeypatch.setattr(packs, "FileIO", FullDisk)
-    with pytest.raises(SpeechsslError, match="disk is full.*what was computed is kept") as caught:
+    with pytest.raises(SpeechsslError, match=r"disk is full.*what was computed is kept") as caught:
         cache.features(upstream, utterances)
     assert "\n" not in str(caught.value) and str(cache.folder) in str(caught.value)
     monkeypatch.undo()
@@ -331,3 +331,21 @@ def test_reading_costs_microseconds(cache: FeatureCache, utterances: list[Uttera
     for _ in range(1000):
         store.get("u7")
     assert (time.perf_counter() - begin) / 1000 < 50e-6
+
+
+def test_twins_of_a_bad_file_are_listed_too(cache: FeatureCache, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(HOP - 1), RATE)
+    store = cache.features(Framer(), [Utterance(n, str(tmp_path / f"{n}.wav")) for n in "ab"], skip_bad=True)
+    assert set(store.bad) == {"a", "b"} and len(store) == 0
+
+
+def test_long_runs_begin_new_packs(
+    cache: FeatureCache, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("speechssl.cache.PACK_BYTES", 10_000)
+    upstream = Framer()
+    store = cache.features(upstream, utterances, dtype="float32")
+    assert cache.entries()[0].packs > 3
+    for name, expected in direct(upstream, utterances).items():
+        torch.testing.assert_close(store.get(name), expected, atol=1e-5, rtol=0)
