@@ -1,0 +1,1 @@
+"""Deepfake detection: real speech against synthesisers and vocoders, some of which training never meets."""

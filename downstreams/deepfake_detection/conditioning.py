@@ -1,0 +1,104 @@
+"""What real and spoofed speech go through alike, so that a detector must listen to the speech.
+
+Sources differ in bandwidth, level, silence, duration and coding, and detectors live on such differences where they can:
+in ASVspoof 2019 the leading silence alone gives a good detector (Müller et al. 2021, arXiv:2106.12914). So each
+waveform, of either class, is resampled, trimmed by one energy rule, cropped to one duration, laid over noise,
+band-limited, passed through one codec and brought to one level. S samples.
+"""
+
+import io
+
+import soundfile
+import torch
+import torchaudio.functional as AF
+from torch import Tensor
+
+from downstreams.deepfake_detection.config import ConditioningConfig
+
+SAMPLE_RATE = 16_000  # Hz
+FRAME, HOP = 320, 160  # samples of the energy rule: 20 and 10 ms
+MARGIN = 0.4  # seconds that a segment is longer than the finished utterance, for the second trimming
+
+
+def frame_levels(waveform: Tensor) -> Tensor:
+    """The level of each 20 ms frame in dB, (S,) -> (T,); the rest beyond the last whole frame counts for nothing."""
+    if waveform.numel() < FRAME:
+        return torch.full((0,), -120.0)
+    power = waveform.unfold(0, FRAME, HOP).square().mean(dim=1)  # (T,)
+    return 10 * power.clamp(min=1e-12).log10()
+
+
+def trim_silence(waveform: Tensor, threshold_db: float) -> Tensor:
+    """Cuts what lies `threshold_db` below the loudest frame from both ends, (S,) -> (S',)."""
+    levels = frame_levels(waveform)
+    if levels.numel() == 0:
+        return waveform
+    active = (levels >= levels.max() - threshold_db).nonzero()[:, 0]
+    return waveform[int(active[0]) * HOP : int(active[-1]) * HOP + FRAME]
+
+
+def crop(waveform: Tensor, seconds: float, generator: torch.Generator) -> Tensor:
+    """A stretch of `seconds` from anywhere in the waveform, or all of it where it is shorter, (S,) -> (S',)."""
+    size = round(seconds * SAMPLE_RATE)
+    spare = waveform.numel() - size
+    start = int(torch.randint(max(spare, 0) + 1, (), generator=generator))
+    return waveform[start : start + size]
+
+
+def take_segment(waveform: Tensor, sample_rate: int, config: ConditioningConfig, generator: torch.Generator) -> Tensor:
+    """Resamples, trims and crops a recording to a little more than is needed, (S,) -> (S',) at 16 kHz."""
+    waveform = AF.resample(waveform, sample_rate, SAMPLE_RATE)
+    return crop(trim_silence(waveform, config.trim_db), config.seconds + MARGIN, generator)
+
+
+def finish(segment: Tensor, config: ConditioningConfig, generator: torch.Generator) -> Tensor | None:
+    """Brings a segment at 16 kHz to the common form.
+
+    Args:
+        segment: (S,).
+        generator: draws the crop and the noise.
+
+    Returns:
+        (seconds * 16 000,) float32, or None where there is too little speech.
+    """
+    segment = trim_silence(segment, config.trim_db)
+    size = round(config.seconds * SAMPLE_RATE)
+    if segment.numel() < size or not bool(segment.isfinite().all()):
+        return None
+    waveform = crop(segment, config.seconds, generator)
+    rms = float(waveform.square().mean().sqrt())
+    if rms < 1e-5:
+        return None
+    low, high = config.snr_db
+    snr = low + (high - low) * float(torch.rand((), generator=generator))
+    noise = torch.randn(size, generator=generator) * rms * 10 ** (-snr / 20)
+    waveform = band_limit(waveform / rms + noise / rms, config.low_hz, config.high_hz)
+    waveform = code(set_level(waveform, config.level_db), config.codec)[:size]
+    return set_level(waveform - waveform.mean(), config.level_db)
+
+
+def band_limit(waveform: Tensor, low_hz: float, high_hz: float) -> Tensor:
+    """Keeps the frequencies within [low_hz, high_hz] and nothing else, without shifting phases, (S,) -> (S,)."""
+    spectrum = torch.fft.rfft(waveform)
+    frequencies = torch.fft.rfftfreq(waveform.numel(), 1 / SAMPLE_RATE)
+    inside = (frequencies >= low_hz) & (frequencies <= high_hz)
+    limited: Tensor = torch.fft.irfft(spectrum * inside, n=waveform.numel())
+    return limited
+
+
+def set_level(waveform: Tensor, level_db: float) -> Tensor:
+    """Scales (S,) to a root mean square of `level_db` dB below full scale."""
+    scaled: Tensor = waveform * (10 ** (level_db / 20) / waveform.square().mean().sqrt().clamp(min=1e-12))
+    return scaled
+
+
+def code(waveform: Tensor, codec: str) -> Tensor:
+    """Passes (S,) through a lossy codec and back; the length is kept."""
+    if codec == "none":
+        return waveform
+    container, subtype = {"vorbis": ("OGG", "VORBIS"), "mp3": ("MP3", "MPEG_LAYER_III")}[codec]
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform.numpy(), SAMPLE_RATE, format=container, subtype=subtype)
+    buffer.seek(0)
+    decoded = torch.from_numpy(soundfile.read(buffer, dtype="float32")[0])
+    return torch.nn.functional.pad(decoded, (0, max(0, waveform.numel() - decoded.numel())))[: waveform.numel()]

@@ -1,0 +1,88 @@
+"""Settings of deepfake detection; torch-free, so that listing tasks stays fast."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from speechssl.task import FeatureConfig, TaskConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class ConditioningConfig:
+    """What both classes go through alike, so that no shortcut separates them (see conditioning.py)."""
+
+    seconds: float = 1.5
+    """Duration of every utterance, seconds; shorter ones are left out in both classes."""
+    trim_db: float = 35.0
+    """Frames this far below the loudest one count as silence where the ends are trimmed, dB."""
+    low_hz: float = 80.0
+    high_hz: float = 6_500.0
+    """The band that all sources share: G.722 recordings and their Vorbis kin end below 7 kHz."""
+    snr_db: tuple[float, float] = (20.0, 30.0)
+    """White noise added to hide digital silence and noise floors, drawn uniformly from this range, dB."""
+    codec: Literal["vorbis", "mp3", "none"] = "vorbis"
+    level_db: float = -26.0
+    """Root mean square of every utterance, dB below full scale."""
+
+
+@dataclass(frozen=True)
+class SplitSize:
+    """How many utterances a split gets."""
+
+    real: int
+    per_attack: int
+    """Spoofed utterances of each attack, made from the texts and voices of the real ones."""
+
+
+@dataclass(frozen=True)
+class SpoofConfig:
+    """Which spoofed speech is made from the corpus, and how much of it."""
+
+    seen: tuple[str, ...] = ("espeak", "world", "griffin_lim")
+    """Attacks of train, dev and test; dev and test use voices and settings that train doesn't."""
+    unseen: tuple[str, ...] = ("lpc", "hifigan", "flite_diphone", "flite_clustergen", "piper")
+    """Attacks of test alone, each of a technology family that no seen attack belongs to."""
+    train: SplitSize = field(default_factory=lambda: SplitSize(real=3_000, per_attack=1_500))
+    dev: SplitSize = field(default_factory=lambda: SplitSize(real=600, per_attack=200))
+    test: SplitSize = field(default_factory=lambda: SplitSize(real=1_000, per_attack=300))
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    seed: int = 0
+    processes: int = 2
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The classifier behind the weighted sum (see head.py)."""
+
+    width: int = 128
+    attention: int = 64
+    dropout: float = 0.2
+
+
+@dataclass(frozen=True)
+class DeepfakeConfig(TaskConfig):
+    """Deepfake detection."""
+
+    spoof: SpoofConfig = field(default_factory=SpoofConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    bona_fide_weight: float = 0.5
+    """Share of the loss that the bona fide class gets, whatever the number of its utterances."""
+
+
+_DEMO_SPOOF = SpoofConfig(
+    train=SplitSize(real=400, per_attack=250),
+    dev=SplitSize(real=150, per_attack=60),
+    test=SplitSize(real=250, per_attack=70),
+)
+
+PRESETS = {
+    "deepfake_detection": DeepfakeConfig(
+        train=TrainConfig(steps=3_000, batch_seconds=96.0, evaluate_every=200, optimizer="adamw", weight_decay=1e-2),
+        features=FeatureConfig(normalize=True),
+    ),
+    "deepfake_detection_demo": DeepfakeConfig(
+        train=TrainConfig(steps=400, batch_seconds=48.0, evaluate_every=50, optimizer="adamw", weight_decay=1e-2),
+        features=FeatureConfig(normalize=True),
+        spoof=_DEMO_SPOOF,
+        head=HeadConfig(width=64, attention=32),
+    ),
+}

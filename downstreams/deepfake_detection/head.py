@@ -1,0 +1,57 @@
+"""The light classifier on frozen features: attentive statistics over time, then a small network.
+
+B batch, T frames, D width of the features, H width of the head.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from speechssl.lengths import lengths_to_padding_mask
+
+
+class AttentiveStatistics(nn.Module):
+    """Weighted mean and standard deviation over the valid frames, the weights learned.
+
+    Paper: Okabe et al. 2018, eq. 1 to 6, arXiv:1803.10963.
+    """
+
+    def __init__(self, width: int, attention: int) -> None:
+        super().__init__()
+        self.score = nn.Sequential(nn.Linear(width, attention), nn.Tanh(), nn.Linear(attention, 1))
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, H), (B,) -> (B, 2 H)."""
+        padding = lengths_to_padding_mask(lengths, features.size(1))[:, :, None]  # (B, T, 1)
+        weights = self.score(features).masked_fill(padding, -torch.inf).softmax(dim=1)  # (B, T, 1)
+        mean = (weights * features).sum(dim=1)
+        variance = (weights * (features - mean[:, None]).square()).sum(dim=1)
+        return torch.cat([mean, variance.clamp(min=1e-6).sqrt()], dim=1)  # (B, 2 H)
+
+
+class DetectionHead(nn.Module):
+    """Linear, attentive statistics, two-layer classifier; class 1 is bona fide."""
+
+    threshold: Tensor
+    """Scores above it count as real speech: the equal-error threshold on dev, which travels with the checkpoint."""
+
+    def __init__(self, size: int, *, width: int, attention: int, dropout: float) -> None:
+        super().__init__()
+        self.project = nn.Sequential(nn.Linear(size, width), nn.ReLU())
+        self.pool = AttentiveStatistics(width, attention)
+        self.classify = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(2 * width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 2)
+        )
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """Logits of spoofed (0) and bona fide (1).
+
+        Args:
+            features: (B, T, D).
+            lengths: valid frames, (B,) int64.
+
+        Returns:
+            (B, 2).
+        """
+        logits: Tensor = self.classify(self.pool(self.project(features), lengths))
+        return logits

@@ -1,0 +1,87 @@
+"""What is reported of the scores: equal error rates, detection costs and the confusion of attacks.
+
+Scores: higher = more likely bona fide, as in ASVspoof.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from downstreams.deepfake_detection.plan import BONA_FIDE
+from speechssl.metric.detection import equal_error_rate, min_dcf
+from speechssl.metric.interval import equal_error_rate_interval, mean_interval
+from speechssl.result import MetricValue
+from speechssl.types import Utterance
+
+Scored = Sequence[tuple[Utterance, float]]
+P_SPOOF, COST_MISS, COST_FALSE_ALARM = 0.05, 1.0, 10.0
+"""The costs of ASVspoof 5, track 1."""
+
+
+def real_and_spoofed(scored: Scored) -> tuple[Scored, Scored]:
+    """Parts the two classes."""
+    real = [s for s in scored if s[0].labels["attack"] == BONA_FIDE]
+    return real, [s for s in scored if s[0].labels["attack"] != BONA_FIDE]
+
+
+def eer(real: Scored, spoofed: Scored) -> MetricValue:
+    """Equal error rate with an interval; what was made from one original is resampled together."""
+    scores = [score for _, score in real], [score for _, score in spoofed]
+    units = [u.labels["original"] for u, _ in real], [u.labels["original"] for u, _ in spoofed]
+    low, high = equal_error_rate_interval(*scores, target_units=units[0], nontarget_units=units[1])
+    return MetricValue(equal_error_rate(*scores)[0], len(real) + len(spoofed), "utterances", low, high)
+
+
+def detection_cost(real: Scored, spoofed: Scored) -> MetricValue:
+    """Minimum normalised detection cost.
+
+    Paper: Wang et al. 2024, ASVspoof 5, sec. 4, arXiv:2408.08739.
+    """
+    value = min_dcf(
+        [score for _, score in real],
+        [score for _, score in spoofed],
+        p_target=1.0 - P_SPOOF,
+        cost_miss=COST_MISS,
+        cost_false_alarm=COST_FALSE_ALARM,
+    )
+    return MetricValue(value, len(real) + len(spoofed))
+
+
+def eer_by(label: str, real: Scored, spoofed: Scored) -> dict[str, MetricValue]:
+    """Equal error rate of each attack or family against the real speech of the languages that it covers."""
+    rates = {}
+    for name in _values(label, spoofed):
+        group = [s for s in spoofed if s[0].labels[label] == name]
+        languages = {u.labels.get("language") for u, _ in group}
+        rates[name] = eer([s for s in real if s[0].labels.get("language") in languages], group)
+    return rates
+
+
+def acceptance_by(label: str, scored: Scored, threshold: float, *, accepted: bool) -> dict[str, MetricValue]:
+    """Share of each group whose score is above the threshold (or, with `accepted` False, is not)."""
+    shares = {}
+    for name in _values(label, scored):
+        hits = [float((score > threshold) == accepted) for u, score in scored if u.labels.get(label) == name]
+        low, high = mean_interval(hits)
+        shares[name] = MetricValue(float(np.mean(hits)), len(hits), "utterances", low, high)
+    return shares
+
+
+def _values(label: str, scored: Scored) -> list[str]:
+    return sorted({str(u.labels[label]) for u, _ in scored if u.labels.get(label)})
+
+
+def write_scores(path: Path, scored: Iterable[tuple[Utterance, float]]) -> None:
+    """Writes one line per utterance: its id, its attack, its class and its score."""
+    lines = ["utterance\tattack\tlabel\tscore"]
+    for utterance, score in scored:
+        attack = utterance.labels["attack"]
+        lines.append(f"{utterance.id}\t{attack}\t{'bonafide' if attack == BONA_FIDE else 'spoof'}\t{score:.6f}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def as_metrics(rates: Mapping[str, float], n: int) -> dict[str, MetricValue]:
+    """Plain rates over n utterances."""
+    return {name: MetricValue(rate, n) for name, rate in rates.items()}

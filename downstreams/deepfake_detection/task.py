@@ -1,0 +1,144 @@
+"""Deepfake detection: is it a person who speaks, or a machine?
+
+The head learns from a few attacks and is measured on attacks of other technologies (`eer`, the primary metric on test)
+as well as on all of them (`eer_all`). The best checkpoint is the one with the lowest equal error rate on dev, which
+holds seen attacks only.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from downstreams.deepfake_detection import measure
+from downstreams.deepfake_detection.config import DeepfakeConfig
+from downstreams.deepfake_detection.data import prepare_set
+from downstreams.deepfake_detection.head import DetectionHead
+from downstreams.deepfake_detection.plan import BONA_FIDE, SPLITS
+from speechssl.data.corpus import Corpus
+from speechssl.errors import SpeechsslError
+from speechssl.metric.detection import equal_error_rate
+from speechssl.result import Evaluation
+from speechssl.task import Task, TaskData
+from speechssl.types import LossOutput, Utterance
+
+logger = logging.getLogger(__name__)
+
+
+class DeepfakeDetection(Task):
+    """Bona fide or spoofed, one score per utterance: higher = more likely bona fide."""
+
+    name = "deepfake_detection"
+    metric = "eer"
+
+    config: DeepfakeConfig
+
+    @override
+    def prepare(self, corpus: Corpus) -> TaskData:
+        if corpus.source != "debian":
+            logger.warning("The corpus %s holds no human speech: the class 'bona fide' is only a stand-in", corpus.root)
+        made = prepare_set(corpus, self.config.spoof)
+        return TaskData({split: made.utterances(split) for split in SPLITS}, {"cues": made.info["cues"]})
+
+    @override
+    def build_head(self, size: int, frame_rate: float, data: TaskData) -> nn.Module:
+        head = self.config.head
+        return DetectionHead(size, width=head.width, attention=head.attention, dropout=head.dropout)
+
+    @override
+    def loss(
+        self,
+        head: nn.Module,
+        features: Tensor,
+        lengths: Tensor,
+        utterances: Sequence[Utterance],
+        data: TaskData,
+        generator: torch.Generator,
+    ) -> LossOutput:
+        logits = head(features, lengths)  # (B, 2)
+        labels = torch.tensor([_is_real(u) for u in utterances], dtype=torch.long, device=logits.device)
+        weights = torch.tensor(self.class_weights(data), device=logits.device)
+        loss_sum = F.cross_entropy(logits, labels, weight=weights, reduction="sum")
+        correct = (logits.detach().argmax(dim=1) == labels).sum()
+        return LossOutput(loss_sum, torch.tensor(len(utterances), device=logits.device), {"accuracy": correct})
+
+    def class_weights(self, data: TaskData) -> tuple[float, float]:
+        """Weights of spoofed and bona fide, so that over an epoch each class has its share and the mean weight is 1."""
+        train = data.splits["train"]
+        real = sum(_is_real(u) for u in train) / len(train)
+        share = self.config.bona_fide_weight
+        return (1.0 - share) / (1.0 - real), share / real
+
+    @override
+    def predict(
+        self, head: nn.Module, features: Tensor, lengths: Tensor, utterances: Sequence[Utterance], data: TaskData
+    ) -> list[Any]:
+        logits = head(features, lengths).float().cpu()
+        scores: list[Any] = (logits[:, 1] - logits[:, 0]).tolist()
+        return scores
+
+    @override
+    def infer(
+        self,
+        head: nn.Module,
+        features: Mapping[str, Tensor],
+        utterances: Sequence[Utterance],
+        data: TaskData,
+        folder: Path,
+    ) -> Any:
+        """Path -> score (higher = more likely a person), the threshold found on dev, and the verdict."""
+        scores = super().infer(head, features, utterances, data, folder)
+        threshold = float(_detection_head(head).threshold)
+        return {
+            path: {"score": score, "threshold": threshold, "verdict": "real" if score > threshold else "spoofed"}
+            for path, score in scores.items()
+        }
+
+    @override
+    def evaluate(
+        self, head: nn.Module, predictions: Mapping[str, Any], data: TaskData, split: str, folder: Path
+    ) -> Evaluation:
+        scored = [(u, float(predictions[u.id])) for u in data.splits[split]]
+        real, spoofed = measure.real_and_spoofed(scored)
+        if split != "test":
+            rate, threshold = equal_error_rate([s for _, s in real], [s for _, s in spoofed])
+            _detection_head(head).threshold.fill_(threshold)
+            logger.debug("EER on %s %.4f at %.3f", split, rate, threshold)
+            return Evaluation({"eer": measure.eer(real, spoofed), "min_dcf": measure.detection_cost(real, spoofed)})
+        measure.write_scores(folder / "scores.tsv", scored)
+        return self._test(real, spoofed, float(_detection_head(head).threshold), data)
+
+    def _test(self, real: measure.Scored, spoofed: measure.Scored, threshold: float, data: TaskData) -> Evaluation:
+        unseen = [s for s in spoofed if not s[0].labels["seen"]]
+        metrics = {
+            "eer": measure.eer(real, unseen),
+            "eer_all": measure.eer(real, spoofed),
+            "min_dcf": measure.detection_cost(real, unseen),
+            "min_dcf_all": measure.detection_cost(real, spoofed),
+        }
+        breakdown = {
+            "eer by attack": measure.eer_by("attack", real, spoofed),
+            "eer by family": measure.eer_by("family", real, spoofed),
+            "false acceptance by attack": measure.acceptance_by("attack", spoofed, threshold, accepted=True),
+            "false rejection by language": measure.acceptance_by("language", real, threshold, accepted=False),
+            "eer of trivial cues": measure.as_metrics(data.extra["cues"], len(real) + len(spoofed)),
+        }
+        return Evaluation(metrics, breakdown, {"scores": "scores.tsv"})
+
+
+def _detection_head(head: nn.Module) -> DetectionHead:
+    if not isinstance(head, DetectionHead):
+        raise SpeechsslError(f"`head` must be a DetectionHead, but is {type(head).__name__}.")
+    return head
+
+
+def _is_real(utterance: Utterance) -> bool:
+    return bool(utterance.labels["attack"] == BONA_FIDE)
+
+
+TASK = DeepfakeDetection
