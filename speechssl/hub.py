@@ -41,6 +41,7 @@ def download(repository: str, *, revision: str | None = None) -> Path:
         logger.debug("Fetching %s failed", repository, exc_info=error)
         raise SpeechsslError(
             f"'{repository}' is no local folder, and can't be fetched from the Hugging Face hub "
-            f"({type(error).__name__}): connect once, or name a folder with its config.json and model.safetensors, or ask for random weights."
+            f"({type(error).__name__}): connect once, or name a folder with its config.json and "
+            "model.safetensors, or ask for random weights."
         ) from error
     return folder
