@@ -115,16 +115,13 @@ def write_corpus(
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.jsonl.gz"):
         old.unlink()
-    digest = hashlib.sha256()
-    for split, clips in sorted(splits.items()):
-        digest.update(_write_manifest(folder / f"{split}.jsonl.gz", clips))
-    paths = sorted({clip.path for clips in splits.values() for clip in clips})
-    digest.update(json.dumps([(path, _size(root / path)) for path in paths]).encode())
+    for split, clips in splits.items():
+        _write_manifest(folder / f"{split}.jsonl.gz", clips)
     info = {
         "format": FORMAT,
         "name": name,
         "source": source,
-        "fingerprint": digest.hexdigest(),
+        "fingerprint": fingerprint_of_folder(root),
         "sources": list(sources),
         "splits": {split: _summary(clips) for split, clips in splits.items()},
         **(extra or {}),
@@ -133,6 +130,22 @@ def write_corpus(
     partial.write_text(json.dumps(info, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     partial.replace(root / "corpus.json")
     return info
+
+
+def fingerprint_of_folder(root: Path) -> str:
+    """SHA-256 over the manifests and the sizes of the audio files that they name.
+
+    Raises:
+        ManifestError: an audio file is missing.
+    """
+    digest = hashlib.sha256()
+    paths = set()
+    for manifest in sorted((root / "manifests").glob("*.jsonl.gz")):
+        data = gzip.decompress(manifest.read_bytes())
+        digest.update(manifest.name.encode() + data)
+        paths |= {json.loads(line)["recording"]["sources"][0]["source"] for line in data.splitlines()}
+    digest.update(json.dumps([(path, _size(root / path)) for path in sorted(paths)]).encode())
+    return digest.hexdigest()
 
 
 def _size(path: Path) -> int:
@@ -155,8 +168,8 @@ def _summary(clips: Sequence[Clip]) -> dict[str, Any]:
     }
 
 
-def _write_manifest(path: Path, clips: Sequence[Clip]) -> bytes:
-    """Writes the cuts ordered by id and returns the bytes before compression."""
+def _write_manifest(path: Path, clips: Sequence[Clip]) -> None:
+    """Writes the cuts ordered by id."""
     ordered = sorted(clips, key=lambda clip: clip.id)
     twins = [a.id for a, b in pairwise(ordered) if a.id == b.id]
     if twins:
@@ -164,7 +177,6 @@ def _write_manifest(path: Path, clips: Sequence[Clip]) -> bytes:
     lines = [json.dumps(to_cut(clip).to_dict(), ensure_ascii=False, sort_keys=True) for clip in ordered]
     data = "".join(line + "\n" for line in lines).encode()
     path.write_bytes(gzip.compress(data, mtime=0))  # no time stamp: equal corpora, equal files
-    return data
 
 
 def to_cut(clip: Clip) -> "MonoCut":
