@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from speechssl.checkpoint import replacing, write_json
 from speechssl.errors import SpeechsslError
 
 FORMAT = 1
@@ -50,10 +51,9 @@ class KMeans:
     def save(self, folder: Path) -> None:
         """Writes `kmeans.safetensors` and then `config.json`, which marks the folder as complete."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"centroids": self.centroids.contiguous()}, folder / "kmeans.safetensors")
-        partial = folder / "config.json.partial"
-        partial.write_text(json.dumps({"format": FORMAT, **self.info}, indent=1), encoding="utf-8")
-        partial.replace(folder / "config.json")
+        with replacing(folder / "kmeans.safetensors") as partial:
+            save_file({"centroids": self.centroids.contiguous()}, partial)
+        write_json(folder / "config.json", {"format": FORMAT, **self.info})
 
 
 def load_kmeans(folder: Path) -> KMeans:

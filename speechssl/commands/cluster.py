@@ -1,0 +1,69 @@
+"""`speechssl cluster`: k-means labels for pre-training."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    *,
+    upstream: Annotated[str, typer.Option(help="mfcc, or an upstream's name or folder.")],
+    corpus: Annotated[Path, typer.Option(help="Prepared corpus.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Receives centroids and labels.")],
+    layer: Annotated[int, typer.Option(help="Which hidden state.")] = 0,
+    clusters: Annotated[int, typer.Option(help="How many labels.")] = 100,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Split to label (default: train); the first is fitted on.")
+    ] = None,
+    fraction: Annotated[float, typer.Option(help="Share of the audio that is fitted on.")] = 0.1,
+    sample_hours: Annotated[float | None, typer.Option(help="Hours that are fitted on, instead of a fraction.")] = None,
+    max_frames: Annotated[int, typer.Option(help="Most frames that are fitted on; bounds the memory.")] = 500_000,
+    seed: Annotated[int, typer.Option(help="Decides the sample and the first centroids.")] = 0,
+    precision: Annotated[str, typer.Option(help="float32 or bf16.")] = "float32",
+    batch_seconds: Annotated[float, typer.Option(help="Seconds of audio per batch.")] = 120.0,
+    device: Annotated[str, typer.Option(help="Such as cpu or cuda.")] = "cpu",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out files that can't be read, and count them.")
+    ] = False,
+) -> None:
+    """Fit k-means on a layer's features and label a corpus with it; an interrupted run goes on by itself.
+
+    Example: speechssl cluster --upstream mfcc --corpus data/demo --clusters 100 -o exp/mfcc
+    """
+    from typing import cast
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from speechssl.data.corpus import open_corpus
+    from speechssl.errors import ConfigError
+    from speechssl.extraction import Precision
+    from speechssl.loading import load_upstream
+    from speechssl.targets.cluster import ClusterConfig, cluster
+    from speechssl.targets.kmeans import KMeansConfig
+
+    if precision not in ("float32", "bf16"):
+        raise ConfigError(f"`--precision` must be float32 or bf16, but is '{precision}'.")
+    opened = open_corpus(corpus)
+    splits = split or ["train"]
+    if sample_hours is not None:
+        total = sum(u.duration or 0.0 for u in opened.utterances(splits[0])) / 3600
+        fraction = min(sample_hours / max(total, 1e-9), 1.0)
+    config = ClusterConfig(
+        layer=layer,
+        kmeans=KMeansConfig(clusters=clusters),
+        fraction=fraction,
+        max_frames=max_frames,
+        seed=seed,
+        batch_seconds=batch_seconds,
+        precision=cast(Precision, precision),
+    )
+    outcome = cluster(load_upstream(upstream, device=device), opened, output, config, splits=splits, skip_bad=skip_bad)
+    table = Table("split", "utterances", "codes", "label rate (Hz)", "clusters", "code perplexity", "inertia")
+    for name, labels in outcome.labels.items():
+        table.add_row(
+            name, str(len(labels.ids)), str(len(labels.codes)), f"{labels.label_rate:g}", str(labels.num_labels),
+            f"{outcome.code_perplexity[name]:.1f}", f"{outcome.inertia:.4g} ({outcome.frames} frames)",
+        )  # fmt: skip
+    Console().print(table)

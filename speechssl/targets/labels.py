@@ -1,0 +1,108 @@
+"""Frame labels of a corpus split, as clustering writes them and pre-training reads them.
+
+One safetensors file per split: the codes of all utterances end to end, offsets, utterance ids, label rate and the
+fingerprint of the corpus that was labelled.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from speechssl.checkpoint import replacing
+from speechssl.errors import SpeechsslError
+
+FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The codes of every utterance of a split."""
+
+    codes: Tensor
+    """All utterances end to end, (N,) int16, or int32 from 32 768 labels on."""
+    offsets: Tensor
+    """Where each utterance begins, and the end of the last, (U + 1,) int64."""
+    ids: tuple[str, ...]
+    num_labels: int
+    label_rate: float
+    """Codes per second, Hz."""
+    corpus: str
+    """Fingerprint of the corpus."""
+    origin: str
+    """What was clustered, such as 'mfcc layer 0'."""
+
+    def by_id(self) -> dict[str, Tensor]:
+        """Utterance id -> (T,) codes, sharing memory."""
+        bounds = self.offsets.tolist()
+        return {name: self.codes[a:b] for name, a, b in zip(self.ids, bounds[:-1], bounds[1:], strict=True)}
+
+    def save(self, path: Path) -> None:
+        """Writes the file, whole or not at all."""
+        tensors = {
+            "codes": self.codes,
+            "offsets": self.offsets,
+            "ids": torch.frombuffer(bytearray("\n".join(self.ids).encode() or b"\n"), dtype=torch.uint8),
+        }
+        metadata = {
+            "format": FORMAT,
+            "num_labels": str(self.num_labels),
+            "label_rate": repr(self.label_rate),
+            "corpus": self.corpus,
+            "origin": self.origin,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            save_file(tensors, partial, metadata=metadata)
+
+    def fingerprint(self) -> str:
+        """A short hash of the labels."""
+        digest = hashlib.sha256("\n".join(self.ids).encode())
+        for tensor in (self.codes, self.offsets):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def make_label_set(
+    codes: Mapping[str, Tensor], *, num_labels: int, label_rate: float, corpus: str, origin: str
+) -> LabelSet:
+    """Joins the codes of utterances: id -> (T,) int64."""
+    dtype = torch.int16 if num_labels <= 2**15 else torch.int32
+    parts = [c.to(dtype) for c in codes.values()]
+    offsets = torch.tensor([0, *(len(c) for c in parts)]).cumsum(0)
+    joined = torch.cat(parts) if parts else torch.empty(0, dtype=dtype)
+    return LabelSet(joined, offsets, tuple(codes), num_labels, label_rate, corpus, origin)
+
+
+def label_path(folder: Path, split: str) -> Path:
+    """Where the labels of a split stand below the folder of `speechssl cluster`."""
+    return folder / f"labels-{split}.safetensors"
+
+
+def load_labels(path: Path) -> LabelSet:
+    """Reads what `LabelSet.save` wrote.
+
+    Raises:
+        SpeechsslError: missing, unreadable, or of another format.
+    """
+    if not path.is_file():
+        raise SpeechsslError(f"There are no labels at {path}: run `speechssl cluster` for this split first.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = file.metadata()
+            if meta["format"] != FORMAT:
+                raise SpeechsslError(
+                    f"The labels {path} have another format than {FORMAT}: run `speechssl cluster` again."
+                )
+            ids = file.get_tensor("ids").numpy().tobytes().decode()
+            return LabelSet(
+                file.get_tensor("codes"), file.get_tensor("offsets"), tuple(ids.split("\n")) if ids != "\n" else (),
+                int(meta["num_labels"]), float(meta["label_rate"]), meta["corpus"], meta["origin"],
+            )  # fmt: skip
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise SpeechsslError(f"The labels {path} can't be read ({error}): run `speechssl cluster` again.") from error

@@ -1,0 +1,1 @@
+"""Pre-training: data, loop, optimiser, schedule, checkpoints and metrics, on Lightning Fabric."""

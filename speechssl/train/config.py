@@ -1,0 +1,81 @@
+"""How an upstream is pre-trained."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from speechssl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """The optimisation; the defaults are those of HuBERT base (32 GPUs with 87.5 s of audio each).
+
+    Paper: Hsu et al. 2021, sec. 4, arXiv:2106.07447, and fairseq's hubert_base_librispeech.yaml.
+    """
+
+    seed: int = 0
+    steps: int = 250_000
+    batch_seconds: float = 87.5
+    """Audio per micro-batch, padding included."""
+    batches_per_step: int = 32
+    """Micro-batches per optimiser step, over all processes; each accumulates its share."""
+    max_batch: int | None = None
+    """Most utterances per micro-batch."""
+    min_seconds: float = 2.0
+    """Shorter utterances are left out, and counted in the log."""
+    max_seconds: float = 15.625
+    """Longer utterances are cropped at random, anew each epoch."""
+    learning_rate: float = 5e-4
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    """Decoupled, as fairseq's adam."""
+    warmup: float = 0.08
+    """Share of the steps; then the rate falls linearly to 0."""
+    clip_norm: float = 10.0
+    """Of the gradient of the mean loss per scored frame."""
+    precision: Literal["float32", "bf16"] = "bf16"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+    """CPU threads of the computation; None = torch's own choice. Bit-exact resumption needs the same number."""
+    compile: bool = False
+    """Whether torch.compile is used."""
+    log_every: int = 200
+    """Steps."""
+    save_every: int = 5000
+    """Steps."""
+    keep: int = 2
+    """Checkpoints that are kept."""
+    num_workers: int = 2
+    """Processes that read audio where the corpus does not fit `cache_gb`."""
+    cache_gb: float = 4.0
+    """A corpus up to this size (16-bit samples) is kept in memory once read; 0 = never."""
+    collapse_perplexity: float = 1.5
+    collapse_steps: int = 5000
+    """Predictions that stay below `collapse_perplexity` for so many steps stop the run."""
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "batch_seconds", "batches_per_step", "log_every", "save_every", "keep", "max_seconds")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"`{name}` must be positive, but is {getattr(self, name)}.")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"`warmup` is a share of the steps and must be >= 0 and < 1, but is {self.warmup}.")
+
+
+RUN_KEYS = frozenset(
+    {
+        "accelerator",
+        "compile",
+        "log_every",
+        "save_every",
+        "keep",
+        "num_workers",
+        "cache_gb",
+        "collapse_perplexity",
+        "collapse_steps",
+        "threads",
+    }
+)
+"""Keys that may differ when a run goes on, since they don't change what is computed."""

@@ -1,0 +1,96 @@
+"""Metrics of a pre-training run: summed on the device, fetched now and then, written as JSON lines and TensorBoard."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speechssl.checkpoint import replacing
+from speechssl.loss.masked_prediction import USAGE, perplexity
+
+
+class Window:
+    """Sums since the last log line; no value leaves the device before `fetch`."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, sums: Mapping[str, Tensor]) -> None:
+        """Adds one step's sums over all processes: 'loss', 'sample_size', the objective's metrics, 'audio_seconds'."""
+        for name, value in sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def fetch(self) -> dict[str, float]:
+        """Returns means per scored frame, perplexities, and 'audio_seconds' as a sum; then begins anew."""
+        size = float(self.sums["sample_size"])
+        values: dict[str, float] = {}
+        for name, value in self.sums.items():
+            if name.endswith(USAGE):
+                values[name.removesuffix(USAGE) + "_perplexity"] = float(perplexity(value))
+            elif name == "audio_seconds":
+                values[name] = float(value)
+            elif name != "sample_size":
+                values[name] = float(value) / size if size else math.nan
+        self.sums = {}
+        return values
+
+
+class MetricLog:
+    """Writes `log.jsonl` and TensorBoard events; lines of steps that will be made again are removed at the start."""
+
+    def __init__(self, folder: Path, *, step: int) -> None:
+        """
+        Args:
+            folder: of the run.
+            step: last step that stands.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "log.jsonl"
+        if path.exists():
+            kept = [line for line in read_log(folder) if line["step"] <= step]
+            with replacing(path) as partial:
+                partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one line."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]  # untyped in torch
+
+    def __enter__(self) -> "MetricLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()  # type: ignore[no-untyped-call]  # untyped in torch
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `log.jsonl`, oldest first; a last line that was cut off is left out."""
+    lines = []
+    for text in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def first_bad(values: list[Tensor]) -> int | None:
+    """Index of the first value that is not finite."""
+    if not values:
+        return None
+    bad = (~torch.isfinite(torch.stack(values))).nonzero()
+    return int(bad[0]) if len(bad) else None

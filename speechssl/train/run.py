@@ -1,0 +1,114 @@
+"""From a preset's name, a corpus and labels to a pre-trained upstream folder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from speechssl.checkpoint import save_upstream
+from speechssl.config import load_config, to_dict
+from speechssl.data.batching import derive_seed
+from speechssl.data.corpus import Corpus, open_corpus
+from speechssl.errors import SpeechsslError, UnknownNameError
+from speechssl.loading import build_upstream
+from speechssl.registry import family_module, find_preset
+from speechssl.targets.labels import LabelSet, label_path, load_labels
+from speechssl.train.config import PretrainConfig
+from speechssl.train.data import CropConfig, PretrainDataset
+from speechssl.train.loop import Pretraining, PretrainOutcome
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run; `model` and `objective` are those of the family."""
+
+    model: Any
+    objective: Any
+    train: PretrainConfig = field(default_factory=PretrainConfig)
+
+
+def pretrain(
+    preset: str,
+    *,
+    corpus: str | Path,
+    labels: Sequence[str | Path],
+    output: str | Path,
+    split: str = "train",
+    yaml: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> PretrainOutcome:
+    """Pre-trains an upstream, or goes on with a run that was interrupted, and writes it to `output`.
+
+    Args:
+        preset: public name, such as 'hubert_tiny'.
+        labels: folders of `speechssl cluster`, one per label set.
+        output: receives the upstream (`load_upstream` reads it), `checkpoints`, `log.jsonl` and `tensorboard`.
+        overrides: such as 'train.steps=1000'.
+
+    Raises:
+        SpeechsslError: a preset without pre-training, labels of another corpus, a run with other settings.
+    """
+    family, model_config = find_preset(preset)
+    module = _objective_module(family, preset)
+    default = RunConfig(model_config, module.PRETRAIN_PRESETS[preset])
+    config: RunConfig = load_config(default, yaml=yaml, overrides=overrides)
+    opened = open_corpus(corpus)
+    sets = [load_labels(label_path(Path(folder), split)) for folder in labels]
+    for folder, label_set in zip(labels, sets, strict=True):
+        _check_corpus(opened, label_set, Path(folder))
+    upstream = build_upstream(family, config.model, seed=config.train.seed)
+    upstream.name = preset
+    crop = CropConfig(
+        upstream.sample_rate, upstream.frame_rate, config.train.min_seconds, config.train.max_seconds, config.train.seed
+    )
+    dataset = PretrainDataset(opened.utterances(split), sets, crop, cache_gb=config.train.cache_gb)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(config.train.seed, "objective"))
+        objective = module.build_pretraining(
+            upstream,
+            config.objective,
+            num_labels=[s.num_labels for s in sets],
+            label_rates=[s.label_rate for s in sets],
+        )
+    identity = {
+        "model": to_dict(config.model),
+        "objective": to_dict(config.objective),
+        "corpus": opened.fingerprint,
+        "labels": [s.fingerprint() for s in sets],
+    }
+    run = Pretraining(
+        objective,
+        dataset,
+        config.train,
+        Path(output),
+        identity=identity,
+        find_unused_parameters=getattr(objective, "skips_blocks", False),
+    )
+    outcome = run.run()
+    if outcome.finished and run.fabric.is_global_zero:
+        upstream.weights = f"pre-trained on {opened.name} {opened.fingerprint[:12]} ({split}), {outcome.step} steps"
+        save_upstream(upstream, output)
+    return outcome
+
+
+def _objective_module(family: str, preset: str) -> ModuleType:
+    try:
+        module = family_module(family, "pretrain")
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.endswith(f"{family}.pretrain"):
+            raise
+        raise SpeechsslError(f"'{preset}' can't be pre-trained: choose one such as 'hubert_tiny'.") from error
+    if preset not in module.PRETRAIN_PRESETS:
+        raise UnknownNameError("pre-training preset", preset, module.PRETRAIN_PRESETS)
+    return module
+
+
+def _check_corpus(corpus: Corpus, labels: LabelSet, folder: Path) -> None:
+    if labels.corpus != corpus.fingerprint:
+        raise SpeechsslError(
+            f"The labels in {folder} are of another corpus than {corpus.root} (or it was prepared anew): "
+            "run `speechssl cluster` again."
+        )
