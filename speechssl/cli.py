@@ -1,15 +1,16 @@
 """The command line: one verb per module of `speechssl.commands`, imported only when it is called.
 
-A verb's module has a function `command` with typer annotations and a docstring with an example. Whatever goes wrong ends
-in one sentence and exit status 1; `--debug` before the verb shows the traceback.
+A verb's module has a function `command` with typer annotations and a docstring with an example. Whatever goes wrong
+ends in one sentence and an exit status that is not 0; `--debug` shows the traceback.
 """
 
 import errno
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import typer
@@ -31,25 +32,28 @@ VERBS = {
 
 
 class _Verbs(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"speechssl.commands.{cmd_name}")
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
         app.command(name=cmd_name)(module.command)
-        return typer.main.get_command(app)
+        command: Any = typer.main.get_command(app)  # newer typer has a click of its own, alike in all but identity
+        return command  # type: ignore[no-any-return]
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in VERBS:
             from speechssl.errors import UnknownNameError
 
             raise UnknownNameError("command", args[0], VERBS)
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))
 
@@ -58,25 +62,30 @@ class _Verbs(click.Group):
 @click.version_option(package_name="speechssl")
 @click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
 def app(debug: bool) -> None:
+    """What stands before the verb."""
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(levelname)s %(message)s")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script `speechssl`."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     debug = "--debug" in args
     if debug:
         # Accepted anywhere on the line, since one adds it to a command that has just failed.
         args = ["--debug", *(a for a in args if a != "--debug")]
     try:
         result: Any = app.main(args=args, prog_name="speechssl", standalone_mode=False)
-    except click.exceptions.Abort:
+    except (KeyboardInterrupt, click.Abort, typer.Abort):
         _stop("Interrupted; what was finished is kept, and the same command goes on from there.", 130)
-    except click.ClickException as error:
-        _stop(error.format_message(), error.exit_code)
-    except KeyboardInterrupt:
-        _stop("Interrupted; what was finished is kept, and the same command goes on from there.", 130)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except BrokenPipeError:
+        # The reader, such as `head`, has left; nothing more may be written, not even by the interpreter at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error, of click or of the copy of it inside typer
+            _stop(_usage(error, args), 2)
         if debug:
             raise
         _stop(_sentence(error), 1)
@@ -84,15 +93,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(result if isinstance(result, int) else 0)
 
 
+def _usage(error: Any, args: Sequence[str]) -> str:
+    verb = next((a for a in args if a in VERBS), None)
+    message = str(error.format_message()).rstrip().removesuffix(".")
+    return f"{message}: see `speechssl {verb + ' ' if verb else ''}--help`."
+
+
 def _sentence(error: Exception) -> str:
+    text = str(error).strip()
     if isinstance(error, SpeechsslError):
-        return str(error)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return text
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         where = f" while writing {error.filename}" if error.filename else ""
         return f"The disk is full{where}: free some space and run the same command again; what was finished is kept."
-    return f"{type(error).__name__}: {error}. Run again with --debug for the traceback."
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}; check the path and its permissions."
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"Out of memory ({text or type(error).__name__}): ask for fewer seconds of audio per batch."
+    return f"{type(error).__name__}: {text.removesuffix('.')}. Run again with --debug for the traceback."
 
 
-def _stop(sentence: str, status: int) -> None:
-    print(f"speechssl: {sentence}", file=sys.stderr)
+def _stop(sentence: str, status: int) -> NoReturn:
+    print(f"speechssl: {' '.join(sentence.split())}", file=sys.stderr)
     sys.exit(status)

@@ -1,24 +1,9 @@
 """`speechssl extract`: features of audio files, one file per utterance, with an index."""
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-
-
-class Format(str, Enum):
-    """How features are written."""
-
-    safetensors = "safetensors"
-    npy = "npy"
-
-
-class Numbers(str, Enum):
-    """What is computed in."""
-
-    float32 = "float32"
-    bf16 = "bf16"
 
 
 def command(
@@ -28,11 +13,13 @@ def command(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the features and index.jsonl.")],
     layers: Annotated[str | None, typer.Option(help="Such as 6,9 or -1; by default all.")] = None,
     format: Annotated[
-        Format, typer.Option(help="safetensors: a tensor per layer; npy: one array.")
-    ] = Format.safetensors,
+        Literal["safetensors", "npy"], typer.Option(help="safetensors: a tensor per layer; npy: one array.")
+    ] = "safetensors",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad files and list them in bad.tsv.")] = False,
     random_weights: Annotated[int | None, typer.Option(metavar="SEED", help="Random weights of this seed.")] = None,
-    precision: Annotated[Numbers, typer.Option(help="What is computed in; features are float32.")] = Numbers.float32,
+    precision: Annotated[
+        Literal["float32", "bf16"], typer.Option(help="What is computed in; features are float32.")
+    ] = "float32",
     batch_seconds: Annotated[float, typer.Option(help="Seconds of audio per batch, padding included.")] = 60.0,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read and resample.")] = 2,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
@@ -48,11 +35,9 @@ def command(
     from speechssl.feature_files import FeatureFolder, write_features
     from speechssl.loading import load_upstream
 
-    dtype = torch.bfloat16 if precision is Numbers.bf16 else torch.float32
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     loaded = load_upstream(upstream, device=device, dtype=dtype, random_weights=random_weights)
-    folder = FeatureFolder(
-        output, upstream=loaded, layers=_layers(layers), format=format.value, precision=precision.value
-    )
+    folder = FeatureFolder(output, upstream=loaded, layers=_layers(layers), format=format, precision=precision)
     summary = write_features(loaded, inputs, folder, batch_seconds=batch_seconds, workers=workers, skip_bad=skip_bad)
     table = Table("", "utterances", "seconds of audio", "frames", title=str(output))
     rows = {"computed now": summary.computed, "there already": summary.kept}
@@ -72,4 +57,4 @@ def _layers(text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(f"must be numbers such as 6,9, but is '{text}'.", param_hint="--layers") from None
+        raise typer.BadParameter(f"must be numbers such as 6,9, but is '{text}'", param_hint="--layers") from None

@@ -1,0 +1,97 @@
+"""The command line: help with an example for every verb, one sentence for every mistake, tracebacks only on request."""
+
+import errno
+import importlib
+import subprocess
+import sys
+
+import click
+import pytest
+
+from speechssl import cli
+from speechssl.errors import AudioError
+
+
+def run(*argv: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(verb, "--help") == 0
+    assert f"Example: speechssl {verb}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"]])
+def test_help_lists_all_verbs(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*argv) == 0
+    out = capsys.readouterr().out
+    assert all(verb in out for verb in cli.VERBS)
+
+
+def test_list_names_upstreams_and_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list") == 0
+    out = capsys.readouterr().out
+    assert "fbank" in out and "hubert_tiny" in out
+
+
+MISTAKES = {
+    "unknown verb": (["extrakt"], "'extract'"),
+    "unknown option": (["--verbose"], "--verbose"),
+    "unknown option of a verb": (["cache", "--fodler", "x"], "--fodler"),
+    "missing argument": (["extract"], "upstream"),
+    "missing option": (["extract", "fbank", "a.wav"], "--output"),
+    "not a number": (["cache", "--trim", "much"], "--trim"),
+    "out of range": (["cache", "--trim", "-1"], "--trim"),
+    "not a choice": (["extract", "fbank", "a.wav", "-o", "x", "--format", "csv"], "csv"),
+    "layers that are no numbers": (["extract", "fbank", "a.wav", "-o", "x", "--layers", "six"], "six"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistyped_command_is_one_line_that_names_it(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv, names = MISTAKES[case]
+    assert run(*argv) in (1, 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and names in lines[0] and "Error:" not in lines[0]
+
+
+def raises(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def command() -> None:
+        raise error
+
+    monkeypatch.setattr(importlib.import_module("speechssl.commands.list"), "command", command)
+
+
+FAILURES = {
+    "our own": (AudioError("a.wav is a folder."), 1, "speechssl: a.wav is a folder."),
+    "two lines": (RuntimeError("first\nsecond"), 1, "first second. Run again with --debug"),
+    "full disk": (OSError(errno.ENOSPC, "No space left", "a.npy"), 1, "disk is full while writing a.npy"),
+    "permissions": (PermissionError(errno.EACCES, "Permission denied", "a.wav"), 1, "a.wav: Permission denied"),
+    "memory": (MemoryError(), 1, "fewer seconds of audio"),
+    "interrupt": (KeyboardInterrupt(), 130, "same command goes on"),
+    "abort": (click.Abort(), 130, "same command goes on"),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_a_failure_is_one_line(case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    error, status, says = FAILURES[case]
+    raises(error, monkeypatch)
+    assert run("list") == status
+    lines = capsys.readouterr().err.strip().splitlines()  # click ends the line that holds ^C
+    assert len(lines) == 1 and says in lines[0]
+
+
+@pytest.mark.parametrize("argv", [["--debug", "list"], ["list", "--debug"]])
+def test_debug_lets_the_traceback_through(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    raises(AudioError("a.wav is a folder."), monkeypatch)
+    with pytest.raises(AudioError):
+        cli.main(argv)
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    script = "import sys, speechssl.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
