@@ -5,6 +5,7 @@ neither changes the result. All randomness derives from (seed, micro-batch numbe
 """
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -92,7 +93,9 @@ class Pretraining:
         self.folder = folder
         self.accumulate = config.batches_per_step // world
         self.dataset = dataset
-        self.identity = {k: v for k, v in asdict(config).items() if k not in RUN_KEYS} | dict(identity or {})
+        settings = {k: v for k, v in asdict(config).items() if k not in RUN_KEYS}
+        # As JSON gives it back: lists for tuples.
+        self.identity: dict[str, Any] = json.loads(json.dumps({"train": settings, **(identity or {})}))
         objective = _Objective(module)
         if config.compile:
             objective.compile(dynamic=True)  # type: ignore[no-untyped-call]  # untyped in torch
@@ -336,10 +339,13 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _check_identity(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+def _check_identity(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path, prefix: str = "") -> None:
     for key in sorted(saved.keys() | wanted.keys()):
-        if saved.get(key) != wanted.get(key):
+        old, new = saved.get(key), wanted.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            _check_identity(old, new, folder, f"{prefix}{key}.")
+        elif old != new:
             raise ConfigError(
-                f"The run in {folder} was begun with {key}={saved.get(key)}, not {wanted.get(key)}: "
+                f"The run in {folder} was begun with {prefix}{key}={old}, not {new}: "
                 "use the same settings to go on, or another folder."
             )
