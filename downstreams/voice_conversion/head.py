@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from downstreams.voice_conversion.config import HeadConfig
+from speechssl.errors import SpeechsslError
 from speechssl.lengths import lengths_to_padding_mask
 
 
@@ -43,6 +44,13 @@ class MelHead(nn.Module):
         """Mel frames for `lengths` feature frames, (B,) int64."""
         return (lengths * self.scale).floor().long()
 
+    def directions(self, features: Tensor) -> Tensor:
+        """Standardises frames (..., D) by the running statistics, without gradient: where neighbours are looked for."""
+        norm = self.standardise
+        if norm.running_mean is None or norm.running_var is None:
+            raise SpeechsslError("`standardise` must track running statistics, but doesn't.")
+        return (features.detach() - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, D) and (B,) valid frames -> (B, T', M) log-mel, T' = mel_lengths(lengths).max()."""
         valid = ~lengths_to_padding_mask(lengths, features.size(1))  # (B, T)
@@ -61,9 +69,10 @@ class MelHead(nn.Module):
 
     def _to_mel_rate(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """Linear interpolation between frame centres; the last valid frame is repeated into the padding first."""
-        last = torch.arange(hidden.size(2), device=hidden.device)[None] .minimum(lengths[:, None] - 1)  # (B, T)
+        last = torch.arange(hidden.size(2), device=hidden.device)[None].minimum(lengths[:, None] - 1)  # (B, T)
         hidden = hidden.gather(2, last[:, None].expand_as(hidden))
-        return F.interpolate(hidden, scale_factor=self.scale, mode="linear", align_corners=False)
+        resampled: Tensor = F.interpolate(hidden, scale_factor=self.scale, mode="linear", align_corners=False)
+        return resampled
 
 
 class _Block(nn.Module):
@@ -77,4 +86,5 @@ class _Block(nn.Module):
         """(B, H, T) and valid frames (B, 1, T) bool -> (B, H, T)."""
         normed = self.norm(hidden.transpose(1, 2)).transpose(1, 2)
         change = self.second(F.gelu(self.first(torch.where(valid, normed, 0.0))))
-        return hidden + change
+        summed: Tensor = hidden + change
+        return summed

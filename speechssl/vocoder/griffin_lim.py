@@ -16,6 +16,8 @@ class GriffinLim(nn.Module):
 
     name = "Griffin-Lim"
 
+    inverse: Tensor
+
     def __init__(self, mel: MelConfig | None = None, *, iterations: int = 32) -> None:
         super().__init__()
         self.mel = mel or MelConfig()

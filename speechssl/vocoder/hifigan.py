@@ -91,7 +91,9 @@ def load_hifigan(folder: Path | None = None) -> HifiGan:
     try:
         vocoder.load_state_dict(fold_weight_norm(weights))
     except RuntimeError as error:
-        raise SpeechsslError(f"The vocoder weights {path} don't fit: delete that folder to fetch them again.") from error
+        raise SpeechsslError(
+            f"The vocoder weights {path} don't fit: delete that folder to fetch them again."
+        ) from error
     return vocoder.eval().requires_grad_(False)
 
 

@@ -40,7 +40,7 @@ class MelConfig:
 @cache
 def mel_filters(config: MelConfig) -> Tensor:
     """The triangular filters, (n_fft // 2 + 1, n_mels)."""
-    return AF.melscale_fbanks(
+    filters: Tensor = AF.melscale_fbanks(
         config.n_fft // 2 + 1,
         config.low,
         config.high,
@@ -49,6 +49,7 @@ def mel_filters(config: MelConfig) -> Tensor:
         norm="slaney",
         mel_scale="slaney",
     )
+    return filters
 
 
 def log_mel(waveform: Tensor, sample_rate: int, config: MelConfig) -> Tensor:

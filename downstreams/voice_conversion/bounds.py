@@ -1,0 +1,139 @@
+"""What a conversion is compared with, computed once per corpus and vocoder since no upstream has a part in it.
+
+* Lower bound, 'unconverted': the source itself, judged against the target.
+* Upper bound, 'copy synthesis': real speech through log-mel and vocoder. Its voice is a held-out utterance of the
+  target, its words are the source's; no conversion through the same vocoder should do better.
+* The judge's threshold: where it errs equally often on the corpus's real speech.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+import torch
+from torch import Tensor
+
+from downstreams.voice_conversion.data import Pair, Plan
+from downstreams.voice_conversion.judges import SAMPLE_RATE
+from downstreams.voice_conversion.scoring import Judges, Verdict
+from speechssl.audio import read_audio
+from speechssl.metric.detection import equal_error_rate
+from speechssl.types import Utterance
+from speechssl.vocoder import Vocoder, log_mel, synthesise
+
+logger = logging.getLogger(__name__)
+TRIALS = 12  # utterances per target that the threshold is set on
+CONDITIONS = ("unconverted", "copy synthesis")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Profiles, threshold and verdicts on real and copy-synthesised speech."""
+
+    threshold: float
+    """Similarity above which the judge takes a voice for the target's."""
+    error_rate: float
+    """Of the judge at that threshold, on the corpus's real speech."""
+    profiles: dict[str, list[float]]
+    """Target -> (256,)."""
+    verdicts: dict[str, dict[str, Verdict]]
+    """Condition -> pair id -> verdict; test pairs only."""
+
+    def profile(self, target: str) -> Tensor:
+        """(256,) of unit length."""
+        return torch.tensor(self.profiles[target])
+
+
+def load_bounds(plan: Plan, judges: Judges, vocoder: Vocoder, folder: Path) -> Bounds:
+    """Reads the bounds from `folder`, or computes and keeps them there."""
+    path = folder / "bounds.json"
+    if path.exists():
+        return _read(path)
+    logger.info("Judging real and copy-synthesised speech, once for this corpus and vocoder")
+    folder.mkdir(parents=True, exist_ok=True)
+    profiles = {name: judges.speaker.profile([read(u) for u in t.profile]) for name, t in plan.targets.items()}
+    error_rate, threshold = _calibrate(plan, judges, profiles)
+    verdicts = _judge_bounds(plan, judges, profiles, vocoder, folder)
+    bounds = Bounds(threshold, error_rate, {k: v.tolist() for k, v in profiles.items()}, verdicts)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(dataclasses.asdict(bounds), ensure_ascii=False), encoding="utf-8")
+    partial.replace(path)
+    return bounds
+
+
+def read(utterance: Utterance, sample_rate: int = SAMPLE_RATE) -> Tensor:
+    """(S,) samples of an utterance."""
+    return read_audio(utterance.path, sample_rate=sample_rate, start=utterance.start, duration=utterance.duration)
+
+
+def copy_synthesis(utterance: Utterance, vocoder: Vocoder) -> Tensor:
+    """Real speech through log-mel and vocoder, (S,) at the vocoder's rate."""
+    rate = vocoder.mel.sample_rate
+    return synthesise(vocoder, log_mel(read(utterance, rate)[None], rate, vocoder.mel)[0])
+
+
+def copy_path(folder: Path, utterance: Utterance) -> Path:
+    """Where the copy synthesis of a target's utterance is kept."""
+    return folder / f"{utterance.id.replace('/', '_')}.flac"
+
+
+def resample(waveform: Tensor, sample_rate: int) -> Tensor:
+    """(S,) at `sample_rate` -> (S',) at the judges' 16 kHz."""
+    import soxr
+
+    return torch.from_numpy(soxr.resample(waveform.numpy(), sample_rate, SAMPLE_RATE))
+
+
+def _calibrate(plan: Plan, judges: Judges, profiles: dict[str, Tensor]) -> tuple[float, float]:
+    """(equal error rate, threshold) over real speech of all targets against all profiles."""
+    same: list[float] = []
+    other: list[float] = []
+    for name, target in plan.targets.items():
+        for utterance in (*target.held_out, *target.reference)[:TRIALS]:
+            embedding = judges.speaker.embed(read(utterance))
+            for rival, profile in profiles.items():
+                (same if rival == name else other).append(float(embedding @ profile))
+    for pair in plan.pairs["dev"]:
+        embedding = judges.speaker.embed(read(pair.source))
+        other.extend(float(embedding @ profile) for profile in profiles.values())
+    return equal_error_rate(same, other)
+
+
+def _judge_bounds(
+    plan: Plan, judges: Judges, profiles: dict[str, Tensor], vocoder: Vocoder, folder: Path
+) -> dict[str, dict[str, Verdict]]:
+    pairs = plan.pairs["test"]
+    rate = vocoder.mel.sample_rate
+    speech = {p.source.id: p.source for p in pairs}
+    real = {k: read(u) for k, u in speech.items()}
+    copied = {k: resample(copy_synthesis(u, vocoder), rate) for k, u in speech.items()}
+    voices = {}
+    for name in {p.target for p in pairs}:
+        waveform = copy_synthesis(plan.targets[name].held_out[0], vocoder)
+        soundfile.write(copy_path(folder, plan.targets[name].held_out[0]), waveform.numpy(), rate)
+        voices[name] = resample(waveform, rate)
+    heard = [{k: judges.word.transcribe(w) for k, w in set_.items()} for set_ in (real, copied)]
+    quality = {k: judges.quality.score(w) for k, w in real.items()}
+    copy_quality = {k: judges.quality.score(w) for k, w in voices.items()}
+    texts = {k: judges.word.normalize(str(u.labels["text"])) for k, u in speech.items()}
+
+    def unconverted(pair: Pair) -> Verdict:
+        similarity = judges.speaker.similarity(real[pair.source.id], profiles[pair.target])
+        return Verdict(similarity, texts[pair.source.id], heard[0][pair.source.id], quality[pair.source.id])
+
+    def copy(pair: Pair) -> Verdict:
+        similarity = judges.speaker.similarity(voices[pair.target], profiles[pair.target])
+        return Verdict(similarity, texts[pair.source.id], heard[1][pair.source.id], copy_quality[pair.target])
+
+    judged = zip(CONDITIONS, (unconverted, copy), strict=True)
+    return {name: {p.id: verdict(p) for p in pairs} for name, verdict in judged}
+
+
+def _read(path: Path) -> Bounds:
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    verdicts = {c: {k: Verdict(**v) for k, v in found.items()} for c, found in raw["verdicts"].items()}
+    return Bounds(raw["threshold"], raw["error_rate"], raw["profiles"], verdicts)

@@ -1,0 +1,177 @@
+"""Which utterances train the head, which are converted, and whose voices they are converted to.
+
+Everything is a function of the corpus and the config: orders come from hashes of utterance ids, so that every upstream
+and seed converts the same pairs.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from downstreams.voice_conversion.config import VoiceConversionConfig
+from speechssl.data.corpus import Corpus
+from speechssl.errors import SpeechsslError
+from speechssl.task import TaskData
+from speechssl.types import Utterance
+
+SPLITS = ("dev", "test")
+SHORTEST = 0.8
+"""Seconds; shorter clips hold too little speech for the head, the references and the judge of voices."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A speaker whose voice is converted to."""
+
+    speaker: str
+    reference: tuple[Utterance, ...]
+    """Train-split speech that frames are taken from."""
+    profile: tuple[Utterance, ...]
+    """Other train-split speech: what the judge of voices compares with."""
+    held_out: tuple[Utterance, ...]
+    """Dev- or test-split speech: for the bounds and for `mel_distance`."""
+
+    @property
+    def language(self) -> str:
+        """Of the first reference utterance."""
+        return str(self.reference[0].labels.get("language", "unknown"))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One conversion."""
+
+    source: Utterance
+    target: str
+    """Speaker, a key of `Plan.targets`."""
+
+    @property
+    def id(self) -> str:
+        """Names the files of the conversion."""
+        return f"{self.source.id}-to-{self.target}".replace("/", "_")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The conversions of both evaluated splits."""
+
+    targets: Mapping[str, Target]
+    pairs: Mapping[str, tuple[Pair, ...]]
+    """'dev' and 'test'."""
+
+    def fingerprint(self) -> str:
+        """Equal pairs, references and profiles, equal fingerprint."""
+        parts = [[p.id for p in self.pairs[s]] for s in SPLITS]
+        parts += [[u.id for u in (*t.reference, *t.profile, *t.held_out)] for t in self.targets.values()]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def make_data(corpus: Corpus, config: VoiceConversionConfig) -> TaskData:
+    """Plans the training and the conversions.
+
+    Returns:
+        TaskData with the sources, references and held-out speech in 'dev' and 'test', and `extra['plan']`.
+
+    Raises:
+        SpeechsslError: the corpus has no sources or no targets of this kind.
+    """
+    splits = {name: [u for u in corpus.utterances(name) if _duration(u) >= SHORTEST] for name in ("train", *SPLITS)}
+    sources = {name: _sources(splits[name], name, config) for name in SPLITS}
+    speakers = {str(u.labels.get("speaker")) for found in sources.values() for u in found}
+    targets = _targets(splits, speakers, config)
+    counts = {"dev": config.dev_pairs, "test": config.test_pairs}
+    plan = Plan(targets, {name: _pairs(sources[name], targets, counts[name]) for name in SPLITS})
+    limit = None if config.train_minutes is None else 60.0 * config.train_minutes
+    by_split = {"train": _take(_shuffled(splits["train"]), limit)}
+    by_split.update({name: _needed(plan, name) for name in SPLITS})
+    return TaskData(by_split, {"plan": plan, "corpus_root": corpus.root, "corpus_fingerprint": corpus.fingerprint})
+
+
+def _sources(utterances: Iterable[Utterance], split: str, config: VoiceConversionConfig) -> list[Utterance]:
+    shortest, longest = config.source_seconds
+    found = [
+        u
+        for u in utterances
+        if u.labels.get("language") == config.language
+        and u.labels.get("text")
+        and u.labels.get("speaker")
+        and shortest <= _duration(u) <= longest
+    ]
+    if not found:
+        raise SpeechsslError(
+            f"Voice conversion needs sources of {shortest}-{longest} s in '{config.language}' with text and speaker, "
+            f"but the corpus has none in '{split}': set `language` or `source_seconds`."
+        )
+    return _shuffled(found)
+
+
+def _targets(
+    splits: Mapping[str, Sequence[Utterance]], source_speakers: set[str], config: VoiceConversionConfig
+) -> dict[str, Target]:
+    """The speakers with the most train-split speech, in that order; nobody is converted to a source's own voice."""
+    by_speaker: dict[str, list[Utterance]] = defaultdict(list)
+    for utterance in splits["train"]:
+        speaker = utterance.labels.get("speaker")
+        if speaker and speaker not in source_speakers:
+            by_speaker[str(speaker)].append(utterance)
+    ranked = sorted(by_speaker, key=lambda s: (-round(sum(map(_duration, by_speaker[s]))), s))
+    targets: dict[str, Target] = {}
+    for speaker in ranked[: config.targets]:
+        spoken = _shuffled(by_speaker[speaker])
+        profile, rest = spoken[: config.profile_utterances], spoken[config.profile_utterances :]
+        reference = _take(rest, config.reference_seconds)
+        held_out = _shuffled(u for name in SPLITS for u in splits[name] if u.labels.get("speaker") == speaker)
+        if sum(map(_duration, reference)) >= 0.9 * config.reference_seconds and held_out:
+            targets[speaker] = Target(speaker, tuple(reference), tuple(profile), tuple(held_out[:2]))
+    if not targets:
+        raise SpeechsslError(
+            f"No speaker but the sources' has {config.reference_seconds:.0f} s of train-split speech beside "
+            f"{config.profile_utterances} profile utterances: lower `reference_seconds`."
+        )
+    return targets
+
+
+def _pairs(sources: Sequence[Utterance], targets: Mapping[str, Target], count: int) -> tuple[Pair, ...]:
+    """`count` conversions: each source once before any twice, the targets in turn."""
+    names = list(targets)
+    # The offset grows by one with each round through the sources, or a source would meet the same target again.
+    every = (
+        Pair(source, names[(i + turn) % len(names)]) for turn in range(len(names)) for i, source in enumerate(sources)
+    )
+    return tuple(islice(every, count))
+
+
+def _needed(plan: Plan, split: str) -> list[Utterance]:
+    """Every utterance whose features an evaluation reads, once each."""
+    used = {p.target for p in plan.pairs[split]}
+    found = {p.source.id: p.source for p in plan.pairs[split]}
+    for name in used:
+        target = plan.targets[name]
+        found.update({u.id: u for u in (*target.reference, target.held_out[0])})
+    return list(found.values())
+
+
+def _take(utterances: Iterable[Utterance], seconds: float | None) -> list[Utterance]:
+    """The first utterances up to the one that fills `seconds`; None = all."""
+    taken: list[Utterance] = []
+    total = 0.0
+    for utterance in utterances:
+        if seconds is not None and total >= seconds:
+            break
+        taken.append(utterance)
+        total += _duration(utterance)
+    return taken
+
+
+def _shuffled(utterances: Iterable[Utterance]) -> list[Utterance]:
+    """In the order of the hashes of their ids: mixed, yet the same everywhere."""
+    return sorted(utterances, key=lambda u: hashlib.sha256(u.id.encode()).digest())
+
+
+def _duration(utterance: Utterance) -> float:
+    if utterance.duration is None:
+        raise SpeechsslError(f"Utterance '{utterance.id}' has no duration: give one in its manifest.")
+    return utterance.duration

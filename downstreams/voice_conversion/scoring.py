@@ -1,0 +1,134 @@
+"""How conversions are scored: verdicts of the judges, the bounds that no conversion can leave, and the numbers.
+
+`score` is the harmonic mean of two rates in 0..1, so that neither can make up for the other:
+* acceptance: the share of conversions that the judge of voices takes for the target, at the threshold where it errs
+  equally often on the corpus's real speech, accepting strangers and rejecting targets;
+* intelligibility: 1 - character error rate, each utterance's rate cut at 1 so that no endless repetition weighs more
+  than a lost sentence.
+The README says why.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from downstreams.voice_conversion.judges import (
+    QualityJudge,
+    SpeakerJudge,
+    WordJudge,
+    load_quality_judge,
+    load_speaker_judge,
+    load_word_judge,
+)
+from speechssl.metric.interval import bootstrap_interval, mean_interval
+from speechssl.metric.transcription import character_errors, word_errors
+from speechssl.result import MetricValue
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The three judges, loaded."""
+
+    speaker: SpeakerJudge
+    word: WordJudge
+    quality: QualityJudge
+
+
+@cache
+def load_judges() -> Judges:
+    """Fetches and loads the judges, once per process."""
+    return Judges(load_speaker_judge(), load_word_judge(), load_quality_judge())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judges say of one utterance."""
+
+    similarity: float
+    """Cosine to the target's profile."""
+    reference: str
+    """What should be heard, normalised."""
+    hypothesis: str
+    """What the judge of words heard."""
+    quality: float | None = None
+    """Predicted mean opinion score, 1 to 5; None = not asked."""
+
+    @property
+    def cer(self) -> float:
+        """Character error rate of this utterance, as a fraction."""
+        return character_errors([self.reference], [self.hypothesis]).rate().value
+
+
+def give_verdict(waveform: Tensor, profile: Tensor, text: str, judges: Judges, *, quality: bool) -> Verdict:
+    """Judges one utterance.
+
+    Args:
+        waveform: (S,) at 16 kHz.
+        profile: of the target's voice, (256,).
+        text: what should be heard.
+        quality: whether the judge of quality is asked too.
+    """
+    return Verdict(
+        judges.speaker.similarity(waveform, profile),
+        judges.word.normalize(text),
+        judges.word.transcribe(waveform),
+        judges.quality.score(waveform) if quality else None,
+    )
+
+
+def score_metrics(verdicts: Sequence[Verdict], threshold: float) -> dict[str, MetricValue]:
+    """All numbers over a set of conversions; see the module's docstring for `score`."""
+    accepted = np.array([v.similarity > threshold for v in verdicts], dtype=np.float64)
+    kept = np.array([1.0 - min(v.cer, 1.0) for v in verdicts])
+    references, heard = [v.reference for v in verdicts], [v.hypothesis for v in verdicts]
+    metrics = {
+        "score": _statistic(lambda counts: harmonic_mean(counts @ accepted, counts @ kept) / len(kept), len(kept)),
+        "acceptance": mean_value(accepted),
+        "similarity": mean_value([v.similarity for v in verdicts]),
+        "cer": character_errors(references, heard).rate(),
+        "wer": word_errors(references, heard).rate(),
+    }
+    qualities = [v.quality for v in verdicts if v.quality is not None]
+    if qualities:
+        metrics["quality"] = mean_value(qualities)
+    return metrics
+
+
+def harmonic_mean(first: Floats, second: Floats) -> Floats:
+    """2ab / (a + b), elementwise; 0 where both are 0."""
+    total = first + second
+    mean: Floats = np.divide(2.0 * first * second, total, out=np.zeros_like(total), where=total > 0)
+    return mean
+
+
+def mean_value(values: Sequence[float] | Floats, unit: str = "pairs") -> MetricValue:
+    """The mean with its bootstrap interval."""
+    low, high = mean_interval(values)
+    return MetricValue(float(np.mean(values)), len(values), unit, low, high)
+
+
+def by_target(targets: Sequence[str], verdicts: Sequence[Verdict], threshold: float) -> dict[str, MetricValue]:
+    """`score` of each target speaker."""
+    found = {}
+    for target in sorted(set(targets)):
+        own = [v for name, v in zip(targets, verdicts, strict=True) if name == target]
+        found[target] = score_metrics(own, threshold)["score"]
+    return found
+
+
+def by_condition(conditions: Mapping[str, Sequence[Verdict]], threshold: float) -> dict[str, dict[str, MetricValue]]:
+    """'<metric> by condition' -> condition -> value, for the conversions beside their bounds."""
+    measured = {name: score_metrics(verdicts, threshold) for name, verdicts in conditions.items()}
+    metrics = next(iter(measured.values()))
+    return {f"{m} by condition": {name: values[m] for name, values in measured.items()} for m in metrics}
+
+
+def _statistic(statistic: Callable[[Floats], Floats], units: int) -> MetricValue:
+    low, high = bootstrap_interval(statistic, units)
+    return MetricValue(float(statistic(np.ones((1, units)))[0]), units, "pairs", low, high)
