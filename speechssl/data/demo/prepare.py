@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speechssl.config import load_config, to_dict
+from speechssl.data.demo.build import build_from_packages
 from speechssl.data.demo.config import FULL, DemoConfig
 from speechssl.data.manifests import fingerprint_of_folder
+from speechssl.data.synthetic import SyntheticConfig, build_synthetic
 from speechssl.errors import SpeechsslError
 
 logger = logging.getLogger(__name__)
@@ -33,15 +35,16 @@ def prepare_demo(
     Raises:
         SpeechsslError: packages that can't be had, or a file that can't be decoded.
     """
-    from speechssl.data.demo.build import build_from_packages
-
     root = Path(folder)
-    settings = load_config(FULL if full else DemoConfig(), yaml=config)
+    default = SyntheticConfig() if source == "synthetic" else FULL if full else DemoConfig()
+    settings = load_config(default, yaml=config)
     done = _finished(root, source, json.loads(json.dumps(to_dict(settings))))
     if done is not None:
         logger.info("The corpus %s is already there, made with the same config", root)
         return done
     (root / "corpus.json").unlink(missing_ok=True)
+    if isinstance(settings, SyntheticConfig):
+        return build_synthetic(root, settings, workers=workers)
     return build_from_packages(root, settings, workers=workers, skip_bad=skip_bad, keep_packages=keep_packages)
 
 

@@ -1,0 +1,68 @@
+"""Speech by eSpeak NG (formant synthesis), in process: the library inside the PyPI package `espeakng-loader`."""
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from speechssl.errors import SpeechsslError
+
+_SYNCHRONOUS, _DONT_EXIT, _UTF8 = 2, 0x8000, 1
+_RATE, _PITCH = 1, 3
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+class Espeak:
+    """The library; it holds its state in globals, so there is one per process: see `open_espeak`."""
+
+    def __init__(self) -> None:
+        try:
+            import espeakng_loader
+        except ImportError as error:
+            raise SpeechsslError("eSpeak NG needs espeakng-loader: pip install 'speechssl[synthesis]'.") from error
+        self._library = ctypes.CDLL(str(espeakng_loader.get_library_path()))
+        self._chunks: list[npt.NDArray[np.int16]] = []
+        # Kept as an attribute, or it would be freed while the library still calls it.
+        self._callback = _Callback(self._collect)
+        data = str(espeakng_loader.get_data_path()).encode()
+        self.sample_rate = int(self._library.espeak_Initialize(_SYNCHRONOUS, 0, data, _DONT_EXIT))
+        if self.sample_rate <= 0:
+            raise SpeechsslError("eSpeak NG can't read its voices: install the package espeakng-loader again.")
+        self._library.espeak_SetSynthCallback(self._callback)
+
+    def _collect(self, samples: Any, count: int, _: Any) -> int:
+        if samples and count > 0:
+            self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        return 0
+
+    def speak(self, text: str, voice: str, *, pitch: int = 50, rate: int = 175) -> npt.NDArray[np.float32]:
+        """Returns (S,) in [-1, 1] at `sample_rate`.
+
+        Args:
+            voice: language and variant, such as 'ru' or 'en-us+f2'.
+            pitch: 0 to 99, 50 = the variant's own.
+            rate: words per minute.
+
+        Raises:
+            SpeechsslError: no such voice, or nothing to say.
+        """
+        if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise SpeechsslError(f"eSpeak NG has no voice '{voice}'.")
+        self._library.espeak_SetParameter(_PITCH, pitch, 0)
+        self._library.espeak_SetParameter(_RATE, rate, 0)
+        self._chunks.clear()
+        data = text.encode()
+        self._library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8, None, None)
+        self._library.espeak_Synchronize()
+        if not self._chunks:
+            raise SpeechsslError(f"eSpeak NG says nothing for the text '{text}' in voice '{voice}'.")
+        waveform: npt.NDArray[np.float32] = np.concatenate(self._chunks).astype(np.float32) / np.float32(32768)
+        return waveform
+
+
+@cache
+def open_espeak() -> Espeak:
+    """The one instance of this process."""
+    return Espeak()
