@@ -73,7 +73,7 @@ def attend_in_chunks(
         bias = bias.masked_fill(~attended, -torch.inf)
     bias = bias.expand(B, H, 1, T)
     count = max(1, CHUNK // (T * T))
-    chunks = zip(*(x.flatten(0, 1).split(count) for x in (query, key, value, bias)), strict=True)
+    chunks = zip(*(torch.split(x.flatten(0, 1), count) for x in (query, key, value, bias)), strict=True)
     outputs = []
     for q, k, v, b in chunks:
         weights = torch.baddbmm(b, q, k.transpose(1, 2), alpha=width**-0.5).softmax(dim=2)  # (count, T, T)

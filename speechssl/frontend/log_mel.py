@@ -37,7 +37,18 @@ class LogMelConfig:
     """Hz; the upper edge is half of the sample rate."""
 
 
-class LogMel(nn.Module):
+class _FloatTables(nn.Module):
+    """Keeps its tables in float32, unrounded, whatever type the model around it is brought to: bfloat16 has no FFT."""
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # torch's own hook is untyped
+        tables = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # untyped in torch
+        for name, table in tables.items():
+            setattr(self, name, table.to(getattr(self, name).device))
+        return self
+
+
+class LogMel(_FloatTables):
     """Kaldi-compatible log-mel energies.
 
     Paper: Povey et al. 2011, The Kaldi speech recognition toolkit, ASRU.
@@ -53,13 +64,6 @@ class LogMel(nn.Module):
         self.fft_size = 1 << (config.window - 1).bit_length()
         self.register_buffer("window", torch.hann_window(config.window, periodic=False).pow(0.85), persistent=False)
         self.register_buffer("filters", mel_filters(config, self.fft_size), persistent=False)
-
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # torch's own hook is untyped
-        # The tables are float32 whatever type the model is brought to: bfloat16 has no FFT.
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # untyped in torch
-        self.window = self.window.float()
-        self.filters = self.filters.float()
-        return self
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Valid frames for valid samples, both (B,) int64."""
@@ -79,7 +83,7 @@ class LogMel(nn.Module):
             return energy.clamp(min=FLOOR).log()
 
 
-class Mfcc(nn.Module):
+class Mfcc(_FloatTables):
     """Kaldi-compatible mel-frequency cepstral coefficients, 13 with C0 in place of the energy.
 
     Paper: Davis and Mermelstein 1980, IEEE Trans. ASSP 28(4); options as Kaldi's `compute-mfcc-feats`.
@@ -97,11 +101,6 @@ class Mfcc(nn.Module):
         lift = 1.0 + 0.5 * lifter * torch.sin(math.pi * torch.arange(num_ceps) / lifter)  # (num_ceps,)
         self.register_buffer("transform", _dct(num_ceps, num_mel_bins) * lift, persistent=False)  # (M, num_ceps)
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # torch's own hook is untyped
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # untyped in torch
-        self.transform = self.transform.float()
-        return self
-
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Valid frames for valid samples, both (B,) int64."""
         return self.log_mel.output_lengths(lengths)
@@ -114,17 +113,17 @@ class Mfcc(nn.Module):
 
 def mel_filters(config: LogMelConfig, fft_size: int) -> Tensor:
     """Triangular filters on Kaldi's mel scale, 1127 ln(1 + f / 700), (fft_size / 2 + 1, M)."""
-    edges = torch.linspace(
-        _mel(config.low_freq), _mel(config.sample_rate / 2), config.num_mel_bins + 2, dtype=torch.float64
-    )
-    hertz = torch.arange(fft_size // 2 + 1, dtype=torch.float64) * config.sample_rate / fft_size
-    mel = (1127.0 * torch.log1p(hertz / 700.0))[:, None]  # (fft_size / 2 + 1, 1)
+    low, high = _mel(config.low_freq), _mel(config.sample_rate / 2)
+    # In float32 step by step, as Kaldi: the narrow filters at the bottom feel the rounding.
+    edges = low + torch.arange(config.num_mel_bins + 2) * ((high - low) / (config.num_mel_bins + 1))  # (M + 2,)
+    hertz = config.sample_rate / fft_size * torch.arange(fft_size // 2 + 1)
+    mel = (1127.0 * (1.0 + hertz / 700.0).log())[:, None]  # (fft_size / 2 + 1, 1)
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     rising = (mel - left) / (centre - left)
     falling = (right - mel) / (right - centre)
     filters = torch.minimum(rising, falling).clamp(min=0.0)
     filters[-1] = 0.0  # Kaldi leaves out the bin at half of the sample rate
-    return filters.float()
+    return filters
 
 
 def _mel(hertz: float) -> float:
