@@ -28,7 +28,7 @@ class FeatureConfig:
     normalize: bool = False
     """Whether each layer is layer-normalised (no affine) before the sum, as S3PRL's `--upstream_feature_normalize`."""
     pooling: Literal["none", "mean"] = "none"
-    """'mean': the mean over valid frames, cached as one (L+1, D) array; exact for heads that are linear before pooling."""
+    """'mean': the mean over valid frames, cached as one (L+1, D) array; exact for heads linear before pooling."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class TrainConfig:
     steps: int = 1000
     batch_seconds: float = 60.0
     """Seconds of audio per batch (padding included); batches hold utterances of like duration."""
+    max_batch_size: int | None = None
+    """Most utterances per batch; None = as many as fit into `batch_seconds`."""
     optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
@@ -73,9 +75,9 @@ class Task(ABC):
     """One downstream task. A new task is a folder with `config.py` (PRESETS) and `task.py` (TASK = its subclass)."""
 
     name: ClassVar[str]
-    metric: ClassVar[str]
+    metric: str
     """Primary metric, a key of every Evaluation.metrics that `evaluate` returns for dev and test alike."""
-    higher_is_better: ClassVar[bool] = False
+    higher_is_better: bool = False
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -89,7 +91,7 @@ class Task(ABC):
         """Builds the head for (B, T, size) features at `frame_rate` Hz; initialised by torch's (seeded) generator."""
 
     @abstractmethod
-    def loss(
+    def loss(  # noqa: PLR0917  a batch is six things
         self,
         head: nn.Module,
         features: Tensor,
@@ -123,3 +125,40 @@ class Task(ABC):
             predictions: utterance id -> what `predict` returned, for every utterance of the split.
             folder: the run folder, for artifacts (scores, audio); only for 'test' should anything be written.
         """
+
+    def state(self, data: TaskData) -> Mapping[str, Any]:
+        """What `infer` needs besides the weights (vocabulary, speakers, ...), as JSON that is kept with the run."""
+        del data
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> TaskData:
+        """Makes the data that `build_head` and `infer` need from what `state` returned, without the corpus."""
+        return TaskData(splits={}, extra=state)
+
+    def infer(
+        self,
+        head: nn.Module,
+        features: Mapping[str, Tensor],
+        utterances: Sequence[Utterance],
+        data: TaskData,
+        folder: Path,
+    ) -> Any:
+        """Applies the trained task to a user's files; runs under no_grad and eval().
+
+        Args:
+            features: utterance id -> (T, D) weighted sum of the layers, or (D,) with pooling 'mean'.
+            utterances: one per file; `path` names it, `labels` are empty.
+            data: what `restore` returned.
+            folder: where artifacts (audio, ...) go, if there are any; may not exist yet.
+
+        Returns:
+            Anything that JSON can hold; by default path -> prediction, tensors as lists.
+        """
+        del folder
+        found: dict[str, Any] = {}
+        for utterance in utterances:
+            one = features[utterance.id]
+            lengths = torch.tensor([one.size(0) if one.dim() == 2 else 1])
+            prediction = self.predict(head, one[None], lengths, [utterance], data)[0]
+            found[utterance.path] = prediction.tolist() if isinstance(prediction, Tensor) else prediction
+        return found

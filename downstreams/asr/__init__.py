@@ -1,0 +1,1 @@
+"""Speech recognition with characters and CTC."""

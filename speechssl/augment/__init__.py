@@ -1,0 +1,1 @@
+"""Augmentation of waveforms and features, each random choice from an explicit generator."""

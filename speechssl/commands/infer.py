@@ -1,0 +1,31 @@
+"""`speechssl infer`: apply a trained task to files."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    run_folder: Annotated[Path, typer.Argument(help="Folder of a finished run, such as exp/asr/fbank/seed0.")],
+    files: Annotated[list[Path], typer.Argument(help="Audio files or folders.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file to write; else standard output.")] = None,
+    upstream: Annotated[str | None, typer.Option(help="Where the upstream is now, if it was moved.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Apply a trained task to your own files.
+
+    Example: speechssl infer exp/asr/pretrained/seed0 a.flac b.wav -o transcripts.json
+    """
+    from speechssl.inference import infer
+
+    artifacts = None if out is None else out.parent / out.stem
+    found = infer(run_folder, files, upstream=upstream, out=artifacts, device=device)
+    text = json.dumps(found, indent=1, ensure_ascii=False)
+    if out is None:
+        typer.echo(text)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text + "\n", encoding="utf-8")
+    typer.echo(f"Wrote {out}.")

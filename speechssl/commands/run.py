@@ -1,0 +1,103 @@
+"""`speechssl run`: train and evaluate a task on top of upstreams."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from speechssl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from speechssl.result import MetricValue, RunResult
+
+
+def command(  # noqa: PLR0917  typer calls it by keyword
+    task: Annotated[str, typer.Argument(help="Task, or one of its presets: asr, asr_demo, speaker_verification ...")],
+    upstream: Annotated[
+        list[str],
+        typer.Option(
+            "--upstream", "-u", help="Name or folder; label=NAME names it, NAME:random[:SEED] has random weights."
+        ),
+    ],
+    corpus: Annotated[Path, typer.Option(help="Folder of a prepared corpus.")] = Path("data/demo"),
+    seed: Annotated[list[int] | None, typer.Option(help="One run for each; 0 where none is given.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings to begin with, such as asr_demo.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with the settings to change.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="A setting, such as train.steps=500.")
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option(help="What tables call each upstream, in order.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Results go to OUT/TASK/LABEL/seedK.")] = Path("exp"),
+    random_weights: Annotated[int | None, typer.Option(help="Seed; gives every upstream random weights.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Heads trained at once.")] = 1,
+    cache: Annotated[Path | None, typer.Option(help="Folder of the feature cache.")] = None,
+    cache_gb: Annotated[float, typer.Option(help="Its size budget, 10^9 bytes.")] = 20.0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    precision: Annotated[Literal["float32", "bf16"], typer.Option(help="Of the upstream.")] = "float32",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out files that can't be read.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run again what is finished.")] = False,
+) -> None:
+    """Train and evaluate a task on frozen upstreams.
+
+    Example: speechssl run asr_demo -u fbank -u pretrained=exp/pretrain/upstream --seed 0 --seed 1 --jobs 2
+    """
+    from rich.console import Console
+
+    from speechssl.runner import RunOptions, run
+
+    if label and len(label) != len(upstream):
+        raise ConfigError(f"`--label` must be given once per upstream, {len(upstream)} times, but is given {len(label)}.")
+    specs = [f"{name}={text}" for name, text in zip(label, upstream, strict=True)] if label else upstream
+    results = run(
+        task,
+        upstream=specs,
+        corpus=corpus,
+        seeds=seed or [0],
+        preset=preset,
+        yaml=config,
+        overrides=override or [],
+        out=out,
+        random_weights=random_weights,
+        options=RunOptions(
+            cache_folder=None if cache is None else str(cache),
+            cache_gb=cache_gb,
+            jobs=jobs,
+            device=device,
+            precision=precision,
+            skip_bad=skip_bad,
+            force=force,
+        ),
+    )
+    Console().print(results_table(results))
+
+
+def results_table(results: "Sequence[RunResult]") -> "Table":
+    """One row per upstream and seed, then one per upstream with the mean over seeds; metrics on test, rates in %."""
+    from rich.table import Table
+
+    names = list(results[0].test.metrics)
+    table = Table("upstream", "seed", *names, "best step", "seconds", title=f"{results[0].task}: test")
+    groups: dict[str, list[RunResult]] = {}
+    for result in results:
+        groups.setdefault(result.upstream.label, []).append(result)
+    for label, group in groups.items():
+        for result in group:
+            cells = [_cell(result.test.metrics[name]) for name in names]
+            seconds = f"{sum(result.seconds.values()):.0f}"
+            table.add_row(label, str(result.seed), *cells, str(result.best_step), seconds)
+        if len(group) > 1:
+            spread = [[r.test.metrics[name].value for r in group] for name in names]
+            cells = [f"{100 * mean(v):.2f} ± {100 * stdev(v):.2f}" for v in spread]
+            table.add_row(label, "mean ± sd", *cells, "", "", style="bold")
+    return table
+
+
+def _cell(value: "MetricValue") -> str:
+    text = f"{100 * value.value:.2f}"
+    if value.low is None or value.high is None:
+        return text
+    return f"{text} [{100 * value.low:.2f}, {100 * value.high:.2f}]"

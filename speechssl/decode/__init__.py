@@ -1,0 +1,1 @@
+"""From frame-wise scores to transcripts."""

@@ -1,0 +1,132 @@
+"""Applies a finished run to a user's own files: `speechssl infer`."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speechssl.config import from_dict, to_dict
+from speechssl.errors import ManifestError, SpeechsslError
+from speechssl.extraction import extract, resolve_items
+from speechssl.fitting import Probe, build_probe, load_probe
+from speechssl.registry import task_module
+from speechssl.task import Task, TaskData
+from speechssl.upstream import Upstream
+from speechssl.upstream_spec import UpstreamCard, UpstreamSpec, load
+
+logger = logging.getLogger(__name__)
+FORMAT = 1
+FILE = "task.json"
+
+
+def save_task(
+    folder: Path, task: Task, data: TaskData, *, card: UpstreamCard, layers: Sequence[int], size: int
+) -> None:
+    """Writes task.json: all that `infer` needs besides the weights of head and upstream."""
+    name = card.spec.name
+    content = {
+        "format": FORMAT,
+        "task": task.name,
+        "config": to_dict(task.config),
+        "state": dict(task.state(data)),
+        "upstream": {
+            **asdict(card.spec),
+            "name": str(Path(name).resolve()) if Path(name).is_dir() else name,
+            "fingerprint": card.info.fingerprint,
+        },
+        "layers": list(layers),
+        "size": size,
+        "frame_rate": card.info.frame_rate,
+    }
+    partial = folder / (FILE + ".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    partial.replace(folder / FILE)
+
+
+def infer(
+    run_folder: str | Path,
+    files: Sequence[str | Path],
+    *,
+    upstream: str | Path | Upstream | None = None,
+    out: str | Path | None = None,
+    device: str = "cpu",
+) -> Any:
+    """Applies a trained task to audio files.
+
+    Args:
+        run_folder: what `speechssl run` wrote, with task.json and head.safetensors.
+        files: audio files, folders or globs.
+        upstream: where the upstream is now; None = where it was when the head was trained.
+        out: folder for what the task writes (audio, ...); None = `infer` below the run folder.
+
+    Returns:
+        What the task's `infer` returns: for ASR path -> text, for speaker verification the similarities, ...
+
+    Raises:
+        ManifestError: no finished run there.
+        SpeechsslError: another upstream than the one that the head was trained on.
+        AudioError: a file that can't be read.
+    """
+    folder = Path(run_folder)
+    saved = _read(folder)
+    task, data, probe = _rebuild(saved)
+    load_probe(probe, folder)
+    probe.eval().to(device)
+    model = _upstream(saved, upstream, device)
+    utterances = resolve_items(files)
+    features = {}
+    with torch.no_grad():
+        for utterance, states in extract(model, utterances, layers=saved["layers"]):
+            pooled = task.config.features.pooling == "mean"
+            layers = [s.mean(dim=0) if pooled else s for s in states]
+            features[utterance.id] = probe.featurizer([s.to(device) for s in layers])
+        target = folder / "infer" if out is None else Path(out)
+        return task.infer(probe.head, features, utterances, data, target)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / FILE
+    try:
+        saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if saved["format"] != FORMAT:
+            raise ManifestError(f"{path} has format {saved['format']}, not {FORMAT}: run the task again.")
+        return saved
+    except FileNotFoundError as error:
+        raise ManifestError(f"{folder} holds no finished run (it has no {FILE}): run the task first.") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ManifestError(f"{path} can't be read ({error}): run the task again.") from error
+
+
+def _rebuild(saved: dict[str, Any]) -> tuple[Task, TaskData, Probe]:
+    presets = task_module(saved["task"], "config").PRESETS
+    config = from_dict(next(iter(presets.values())), saved["config"], origin=FILE)
+    task: Task = task_module(saved["task"], "task").TASK(config)
+    data = task.restore(saved["state"])
+    probe = build_probe(
+        task,
+        data,
+        num_layers=len(saved["layers"]),
+        size=saved["size"],
+        frame_rate=saved["frame_rate"],
+        seed=0,
+    )
+    return task, data, probe
+
+
+def _upstream(saved: dict[str, Any], upstream: str | Path | Upstream | None, device: str) -> Upstream:
+    about = saved["upstream"]
+    if isinstance(upstream, Upstream):
+        model = upstream
+    else:
+        name = about["name"] if upstream is None else str(upstream)
+        model = load(UpstreamSpec(about["label"], name, about["random_weights"]), device=device)
+    if model.fingerprint() != about["fingerprint"]:
+        raise SpeechsslError(
+            f"The head was trained on another upstream than '{model.name}': give the one that was used "
+            f"('{about['name']}', fingerprint {about['fingerprint']})."
+        )
+    return model

@@ -1,0 +1,289 @@
+"""The task runner: features once, best by dev, resume, seeds, results; on a tiny corpus and a tiny upstream."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from downstreams.asr.config import AsrConfig
+from speechssl import fitting
+from speechssl.cli import main
+from speechssl.commands.run import results_table
+from speechssl.errors import ConfigError, SpeechsslError, UnknownNameError
+from speechssl.fitting import Fit, schedule
+from speechssl.inference import infer
+from speechssl.loading import load_upstream
+from speechssl.result import RunResult, load_result
+from speechssl.runner import RunOptions, resolve_config, run
+from speechssl.task import FeatureConfig, TrainConfig
+from speechssl.upstream_spec import parse_spec
+
+CONFIG = AsrConfig(
+    train=TrainConfig(steps=12, batch_seconds=12.0, learning_rate=5e-3, evaluate_every=4),
+    label_rate=25.0,
+    project_size=12,
+    hidden_size=8,
+)
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> RunOptions:
+    return RunOptions(cache_folder=str(tmp_path / "cache"))
+
+
+def once(corpus: Path, out: Path, options: RunOptions, **changes: Any) -> list[RunResult]:
+    arguments: dict[str, Any] = {"upstream": "fbank", "corpus": corpus, "config": CONFIG, "out": out} | changes
+    return run("asr", options=options, **arguments)
+
+
+def numbers(result: RunResult) -> list[Any]:
+    return [result.curves, {k: v.value for k, v in result.test.metrics.items()}, result.layer_weights, result.best_step]
+
+
+def test_a_run_leaves_a_result_a_head_and_a_log(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
+    (result,) = once(tiny_corpus, tmp_path / "exp", options)
+    folder = tmp_path / "exp/asr/fbank/seed0"
+    assert {"result.json", "task.json", "head.safetensors", "log.jsonl", "transcripts.tsv"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert not (folder / "checkpoint.pt").exists()
+    saved = load_result(folder)
+    assert dataclasses.asdict(saved)["test"] == json.loads(json.dumps(dataclasses.asdict(result)["test"]))
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert sum("loss" in row for row in rows) == 12
+    assert [step for step, _ in result.curves["dev wer"]] == [4, 8, 12]
+    assert result.features["computed"] == len({p for p in (tiny_corpus / "audio").iterdir()}) - 2
+    assert result.corpus["fingerprint"] and result.upstream.fingerprint and result.versions["torch"]
+
+
+def test_equal_seeds_give_equal_numbers_and_others_do_not(
+    tiny_corpus: Path, tmp_path: Path, options: RunOptions
+) -> None:
+    first, second = once(tiny_corpus, tmp_path / "a", options, seeds=[0, 1])
+    (again,) = once(tiny_corpus, tmp_path / "b", options)
+    assert numbers(first) == numbers(again)
+    assert numbers(first) != numbers(second)
+
+
+def test_features_are_computed_once_and_finished_runs_are_not_repeated(
+    tiny_corpus: Path, tmp_path: Path, options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = once(tiny_corpus, tmp_path / "exp", options, seeds=[0, 1])
+    assert (first.features["from_cache"], second.features["computed"]) == (0, 0)
+    upstream = load_upstream("fbank")
+    monkeypatch.setattr(type(upstream), "compute", None)  # whoever calls it fails
+    forced = dataclasses.replace(options, force=True)
+    (cached,) = once(tiny_corpus, tmp_path / "exp", forced, upstream=upstream)
+    assert (cached.features["computed"], numbers(cached)) == (0, numbers(first))
+    monkeypatch.setattr(Fit, "run", None)
+    assert numbers(once(tiny_corpus, tmp_path / "exp", options)[0]) == numbers(first)
+
+
+def test_another_config_is_run_again(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
+    (first,) = once(tiny_corpus, tmp_path / "exp", options)
+    changed = dataclasses.replace(CONFIG, dropout=0.0)
+    (second,) = once(tiny_corpus, tmp_path / "exp", options, config=changed)
+    assert second.config["dropout"] == 0.0
+    assert numbers(first) != numbers(second)
+
+
+def test_an_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_one(
+    tiny_corpus: Path, tmp_path: Path, options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = once(tiny_corpus, tmp_path / "whole", options)
+    original, steps = Fit._step, 0
+
+    def dies(self: Fit, utterances: Sequence[Any]) -> float:
+        nonlocal steps
+        steps += 1
+        if steps == 7:
+            raise KeyboardInterrupt
+        return original(self, utterances)
+
+    monkeypatch.setattr(Fit, "_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        once(tiny_corpus, tmp_path / "cut", options)
+    assert steps == 7
+    (resumed,) = once(tiny_corpus, tmp_path / "cut", options)
+    assert steps == 7 + 8, "it must go on from the evaluation at step 4"
+    assert numbers(resumed) == numbers(whole)
+
+
+def test_a_cut_off_checkpoint_means_a_clean_restart(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
+    (whole,) = once(tiny_corpus, tmp_path / "whole", options)
+    folder = tmp_path / "broken/asr/fbank/seed0"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.pt").write_bytes(b"half a file")
+    (folder / "log.jsonl").write_text('{"step": 1}\n')
+    (result,) = once(tiny_corpus, tmp_path / "broken", options)
+    assert numbers(result) == numbers(whole)
+    assert '{"step": 1}\n' not in (folder / "log.jsonl").read_text()
+
+
+def test_the_best_step_is_chosen_by_dev_and_its_weights_are_tested(
+    tiny_corpus: Path, tmp_path: Path, options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dev is made to look best at step 8: what is tested must be the weights of step 8, whatever test says."""
+    kept: dict[int, Tensor] = {}
+    original = Fit.evaluate
+
+    def faked(self: Fit, split: str) -> Any:
+        found = original(self, split)
+        weight = self.probe.head.output.weight  # type: ignore[union-attr]
+        if split == "test":
+            kept[-1] = weight.detach().clone()
+            return found
+        kept.setdefault(self.progress.step, weight.detach().clone())
+        value = dataclasses.replace(found.metrics["wer"], value={4: 0.9, 8: 0.1, 12: 0.5}[self.progress.step])
+        return dataclasses.replace(found, metrics={**found.metrics, "wer": value})
+
+    monkeypatch.setattr(Fit, "evaluate", faked)
+    (result,) = once(tiny_corpus, tmp_path / "exp", options)
+    assert result.best_step == 8
+    assert torch.equal(kept[-1], kept[8])
+    assert not torch.equal(kept[-1], kept[12])
+
+
+def test_processes_give_the_numbers_of_one_process(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
+    alone = once(tiny_corpus, tmp_path / "one", options, seeds=[0, 1])
+    pooled = once(tiny_corpus, tmp_path / "two", dataclasses.replace(options, jobs=2), seeds=[0, 1])
+    for first, second in zip(alone, pooled, strict=True):
+        assert first.test.metrics["cer"].value == pytest.approx(second.test.metrics["cer"].value, abs=0.02)
+        assert [v for _, v in first.curves["train loss"]] == pytest.approx(
+            [v for _, v in second.curves["train loss"]], abs=1e-3
+        )
+
+
+def test_several_upstreams_go_in_one_call(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
+    results = once(tiny_corpus, tmp_path / "exp", options, upstream=["fbank", "random=hubert_tiny:random:3", "mfcc"])
+    assert [r.upstream.label for r in results] == ["fbank", "random", "mfcc"]
+    assert len(results[1].layer_weights) == results[1].upstream.num_layers > 1
+    assert sum(results[1].layer_weights) == pytest.approx(1.0, abs=1e-5)
+    assert results[1].layer_weights != [1 / results[1].upstream.num_layers] * results[1].upstream.num_layers
+    assert "3" in results[1].upstream.weights
+    assert results_table(results).row_count == 3
+
+
+def test_crops_bound_the_training_batches(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, max_duration=0.5, steps=2))
+    seen: list[int] = []
+    original = fitting.collate
+
+    def watched(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        states, lengths = original(*args, **kwargs)
+        seen.extend(lengths.tolist())
+        return states, lengths
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "collate", watched)
+        once(tiny_corpus, tmp_path / "exp", options, config=config)
+    assert set(seen) == {50}
+
+
+def test_chosen_layers_and_pooling_reach_the_cache(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
+    config = dataclasses.replace(CONFIG, features=FeatureConfig(layers=(0, 2)))
+    (result,) = once(tiny_corpus, tmp_path / "exp", options, upstream="hubert_tiny:random", config=config)
+    assert len(result.layer_weights) == 2
+
+
+def test_infer_gives_the_transcripts_of_the_test(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
+    once(tiny_corpus, tmp_path / "exp", options)
+    folder = tmp_path / "exp/asr/fbank/seed0"
+    rows = [line.split("\t") for line in (folder / "transcripts.tsv").read_text().splitlines()[1:]]
+    files = [tiny_corpus / "audio" / f"{name}.flac" for name, _, _ in rows]
+    found = infer(folder, files)
+    same = sum(found[str(f)] == row[2] for f, row in zip(files, rows, strict=True))
+    assert same >= 0.8 * len(rows), "cached features are bf16, so a few characters may differ"
+
+
+def test_infer_refuses_another_upstream_and_an_unfinished_run(
+    tiny_corpus: Path, tmp_path: Path, options: RunOptions
+) -> None:
+    once(tiny_corpus, tmp_path / "exp", options, upstream="hubert_tiny:random")
+    file = next((tiny_corpus / "audio").iterdir())
+    with pytest.raises(SpeechsslError, match="another upstream"):
+        infer(tmp_path / "exp/asr/hubert_tiny_random/seed0", [file], upstream="fbank")
+    with pytest.raises(SpeechsslError, match="no finished run"):
+        infer(tmp_path, [file])
+
+
+def test_a_bad_file_stops_the_run_or_is_left_out_and_counted(
+    tiny_corpus: Path, tmp_path: Path, options: RunOptions
+) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(tiny_corpus, corpus)
+    (corpus / "audio/aa0-00.flac").write_text("no audio")
+    with pytest.raises(SpeechsslError, match="aa0-00.flac"):
+        once(corpus, tmp_path / "exp", options)
+    skip = dataclasses.replace(options, skip_bad=True)
+    (result,) = once(corpus, tmp_path / "exp", skip)
+    assert result.features["computed"] + result.features["from_cache"] == 79
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, learning_rate=1e30))
+    with pytest.raises(SpeechsslError, match="at step .*learning_rate"):
+        once(tiny_corpus, tmp_path / "exp", options, config=config)
+
+
+def test_names_that_nobody_registered_are_answered_with_near_ones(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="'asr'"):
+        resolve_config("asrr")
+    with pytest.raises(UnknownNameError, match="'asr_demo'"):
+        resolve_config("asr_dmo")
+    with pytest.raises(ConfigError, match="train.stepps"):
+        resolve_config("asr", overrides=["train.stepps=3"])
+    assert resolve_config("asr_demo", overrides=["train.steps=3"])[1].train.steps == 3
+
+
+def test_upstream_specs_name_label_and_random_seed() -> None:
+    spec = parse_spec("a=hubert_tiny:random:7")
+    assert (spec.label, spec.name, spec.random_weights) == ("a", "hubert_tiny", 7)
+    assert parse_spec("exp/pretrain2/upstream").label == "pretrain2"
+    assert parse_spec("fbank", random_weights=2).random_weights == 2
+    assert parse_spec("my model (best)=fbank").folder == "my_model_best"
+    with pytest.raises(ConfigError, match="label=name"):
+        parse_spec("x=")
+
+
+def test_two_upstreams_of_one_label_are_refused(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
+    with pytest.raises(ConfigError, match="label"):
+        once(tiny_corpus, tmp_path / "exp", options, upstream=["fbank", "fbank"])
+    with pytest.raises(ConfigError, match="seeds"):
+        once(tiny_corpus, tmp_path / "exp", options, seeds=[1, 1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "factor"),
+    [("constant", 10, 1.0), ("linear", 1, 0.25), ("linear", 4, 1.0), ("linear", 12, 1 / 9), ("cosine", 12, 0.0301537)],
+)
+def test_the_learning_rate_warms_up_and_decays(kind: Any, step: int, factor: float) -> None:
+    config = TrainConfig(steps=12, warmup_steps=4, schedule=kind)
+    assert schedule(config, step) == pytest.approx(factor, abs=1e-6)
+
+
+def test_the_command_line_runs_a_task_and_applies_it(
+    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "exp"
+    arguments = ["run", "asr_demo", "-u", "base=fbank", "--corpus", str(tiny_corpus), "-o", str(out)]
+    settings = ["--set", "train.steps=4", "--set", "train.evaluate_every=2", "--cache", str(tmp_path / "cache")]
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, *settings])
+    assert stopped.value.code == 0
+    assert "base" in capsys.readouterr().out
+    file = next((tiny_corpus / "audio").iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        main(["infer", str(out / "asr/base/seed0"), str(file)])
+    assert stopped.value.code == 0
+    assert list(json.loads(capsys.readouterr().out)) == [str(file)]
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--set", "train.stps=4"])
+    assert stopped.value.code == 1
+    assert "train.steps" in capsys.readouterr().err
