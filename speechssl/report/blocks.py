@@ -69,10 +69,11 @@ class Listen:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to be copied, folded away under a heading when `title` is given."""
+    """Lines to be copied, under a heading that folds them away."""
 
     title: str
     text: str
+    open: bool = False
 
 
 Block = Table | Figure | Listen | Code

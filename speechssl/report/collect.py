@@ -129,12 +129,13 @@ def _pretraining(path: Path, root: Path, problems: list[str]) -> Pretraining | N
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"The log {path} can't be read ({error}): its curves are left out.")
         return None
-    for line in filter(str.strip, lines):
+    for number, line in enumerate(lines):
         try:
             entry = json.loads(line)
             step = int(entry["step"])
         except (ValueError, KeyError, TypeError):
-            broken += 1
+            # The last line of a run that was stopped may be cut off.
+            broken += bool(line.strip()) and number < len(lines) - 1
             continue
         for key, value in entry.items():
             if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):

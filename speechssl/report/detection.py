@@ -96,7 +96,7 @@ def det_block(scores: Mapping[str, Sequence[Scores]], colours: Mapping[str, int]
     series = {label: (colours[label], [_det(s) for s in found]) for label, found in scores.items()}
     rates = [f"{label} crosses the diagonal at {format_value(_eer(found), 'eer')}" for label, found in scores.items()]
     caption = (
-        "Detection error tradeoff on the test split, one line per seed, on normal-deviate axes: for each threshold, "
+        "Detection error tradeoff over all test trials, one line per seed, on normal-deviate axes: for each threshold, "
         "the share of targets missed against the share of non-targets accepted. Closer to the lower left corner is "
         "better; a curve crosses the dotted diagonal at its equal error rate. Curves end where the trials get too few."
     )
@@ -105,7 +105,10 @@ def det_block(scores: Mapping[str, Sequence[Scores]], colours: Mapping[str, int]
 
 def _det(scores: Scores) -> tuple[Floats, Floats]:
     curve = detection_error_tradeoff(scores.scores[scores.target], scores.scores[~scores.target])
-    # A system without an error at some threshold has no finite normal deviate there: half an error instead.
+    inside = (curve.miss > 0) & (curve.miss < 1) & (curve.false_alarm > 0) & (curve.false_alarm < 1)
+    if inside.sum() > 1:
+        return curve.miss[inside], curve.false_alarm[inside]
+    # A system that makes no error has no finite normal deviate: half an error instead.
     miss = np.clip(curve.miss, 0.5 / scores.target.sum(), 1 - 0.5 / scores.target.sum())
     alarm = np.clip(curve.false_alarm, 0.5 / (~scores.target).sum(), 1 - 0.5 / (~scores.target).sum())
     return miss, alarm
@@ -131,9 +134,9 @@ def confusion_table(scores: Mapping[str, Sequence[Scores]]) -> Table | None:
     largest = max(s.mean for row in cells.values() for s in row if s is not None)
     rows = [[Cell(name, _trials(row)), *heat_cells(row, "error rate", largest)] for name, row in cells.items()]
     caption = (
-        "Decisions at the threshold of each system’s equal error rate on the test split. First row: real speech taken "
-        "for an attack; other rows: speech of that attack taken for real. Lower is better; darker shading: more "
-        "confusion."
+        "Decisions at the threshold of each system’s equal error rate over all test trials. First row: real speech "
+        "taken for an attack; other rows: speech of that attack taken for real. Lower is better; stronger "
+        "shading: more confusion."
     )
     header = [Cell("True class"), *(Cell(label) for label in rates)]
     return Table("Confusion of attacks", caption, header, rows)

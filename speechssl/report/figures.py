@@ -1,6 +1,5 @@
 """The figure blocks of the report: which curves are drawn, and the text beside each."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from speechssl.report.plots import Band, band, curves_figure, layers_figure
 from speechssl.report.summary import Group
 from speechssl.report.words import (
     better_words,
+    capital,
     direction,
     format_count,
     format_number,
@@ -28,8 +28,9 @@ PRETRAINING_KEYS: Mapping[str, tuple[str, ...]] = {
     "unmasked accuracy": ("unmasked_accuracy", "accuracy_unmasked", "acc_u"),
     "learning rate": ("learning_rate", "lr"),
     "gradient norm": ("gradient_norm", "grad_norm"),
-    "code perplexity": ("code_perplexity", "perplexity"),
-    "seconds of audio per second": ("audio_seconds_per_second", "throughput"),
+    "perplexity of the clusters": ("code_perplexity", "perplexity"),
+    "perplexity of the predictions": ("prediction_perplexity",),
+    "seconds of audio per second": ("audio_per_second", "audio_seconds_per_second", "throughput"),
 }
 """Panel -> the keys that are taken for it, the first that is logged."""
 _EXPLAINED = {
@@ -40,6 +41,8 @@ _EXPLAINED = {
     "unmasked accuracy": "Share of visible frames whose cluster is predicted",
     "learning rate": "The schedule: warm-up, then decay",
     "gradient norm": "Norm of the gradient before clipping",
+    "perplexity of the clusters": "How many clusters occur in effect among the masked frames",
+    "perplexity of the predictions": "How many clusters the model predicts in effect; near 1 it has collapsed",
     "seconds of audio per second": "Speed of training",
 }
 
@@ -68,7 +71,9 @@ def _pretraining_figure(title: str, series: Mapping[str, tuple[int, Band]]) -> F
     way = direction(title) if "rate" not in title else None
     what = _EXPLAINED.get(title, title.capitalize())
     tail = f"; {better_words(way)}" if way else ""
-    caption = f"{what} over the steps{tail}. The runs predict different clusters, so compare a run with itself."
+    caption = f"{what}, over the steps{tail}."
+    if "loss" in title or "accuracy" in title:
+        caption += " Runs that predict different clusters have different scales: compare a run with itself."
     ends = join_words(
         [f"{n} goes from {_written(d.mean[0], title)} to {_written(d.mean[-1], title)}" for n, (_, d) in series.items()]
     )
@@ -85,30 +90,27 @@ def pretraining_table(logs: Sequence[Pretraining]) -> Table:
     rows = []
     for log in logs:
         columns = _columns(log)
-        speed = [v for _, v in columns.get("audio_seconds_per_second", columns.get("throughput", ()))]
-        seconds = columns.get("seconds") or columns.get("elapsed") or ()
-        loss = next((columns[k] for k in PRETRAINING_KEYS["loss"] if k in columns), ())
-        accuracy = next((columns[k] for k in PRETRAINING_KEYS["masked accuracy"] if k in columns), ())
+        speed, loss, accuracy = (
+            next((columns[k] for k in PRETRAINING_KEYS[panel] if k in columns), ())
+            for panel in ("seconds of audio per second", "loss", "masked accuracy")
+        )
+        seconds = [v for _, v in columns.get("seconds", ())]
         rows.append(
             [
                 Cell(log.name),
                 Cell(format_count(max(c[-1][0] for c in columns.values()))),
-                Cell(format_seconds(_total(seconds)) if seconds else "–"),
-                Cell(format_count(float(np.median(speed))) if speed else "–"),
+                Cell(format_seconds(sum(seconds)) if seconds else "–"),
+                Cell(format_count(float(np.median([v for _, v in speed]))) if speed else "–"),
                 Cell(format_number(loss[-1][1]) if loss else "–"),
                 Cell(f"{100 * accuracy[-1][1]:.1f} %" if accuracy else "–"),
             ]
         )
     names = ("Run", "Steps", "Wall time", "Audio s per s (median)", "Last loss", "Last masked accuracy")
-    caption = "Wall time is what the log says, across interruptions. Audio s per s: seconds of audio per second."
+    caption = (
+        "Wall time: the sum of the logged stretches, whatever interruptions there were. Audio s per s: seconds of "
+        "audio that training takes in per second; higher is faster."
+    )
     return Table("Pre-training runs", caption, [Cell(n) for n in names], rows)
-
-
-def _total(points: Sequence[tuple[int, float]]) -> float:
-    """Total seconds, whether the log holds time since the start or time since the last line."""
-    values = [v for _, v in points]
-    rising = all(a <= b for a, b in itertools.pairwise(values))
-    return values[-1] if rising and len(values) > 2 else sum(values)
 
 
 def curve_figures(groups: Sequence[Group], colours: Mapping[str, int]) -> list[Figure]:
@@ -129,11 +131,13 @@ def _curve_figure(name: str, series: Mapping[str, tuple[int, Band]], group: Grou
     primary = group.metric in name.split()
     way = ("up" if group.higher_is_better else "down") if primary else direction(name)
     band_words = "The band is the range of the seeds." if any(len(g.results) > 1 for g in (group,)) else ""
-    caption = f"{metric_title(name)} over the training steps of the head; {better_words(way)}. {band_words}".strip()
+    caption = (
+        f"{capital(metric_title(name))} over the training steps of the head; {better_words(way)}. {band_words}".strip()
+    )
     ends = join_words([f"{label} ends at {_end(d, name)}" for label, (_, d) in series.items()])
     title = metric_title(name)
     svg = curves_figure(series, ylabel=title, percent=is_rate(name))
-    return Figure(title[:1].upper() + title[1:], caption, svg, f"Line plot of {title} over steps: {ends}.")
+    return Figure(capital(title), caption, svg, f"Line plot of {title} over steps: {ends}.")
 
 
 def _end(data: Band, name: str) -> str:

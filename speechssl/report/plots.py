@@ -15,7 +15,7 @@ from speechssl.report.svg import MARKERS, colour, panel, render, style, theme
 Floats = NDArray[np.float64]
 Points = Sequence[tuple[int, float]]
 MAX_POINTS = 300  # per line: more is invisible and makes the page heavy
-RATE_TICKS = (0.0001, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+RATE_TICKS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6)
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,8 @@ def det_figure(series: Mapping[str, tuple[int, Sequence[tuple[Floats, Floats]]]]
     lowest = 0.2
     for label, (index, curves) in series.items():
         for number, (miss, alarm) in enumerate(curves):
-            inside = (miss > 0) & (miss < 1) & (alarm > 0) & (alarm < 1)
-            if inside.any():
-                lowest = min(lowest, float(miss[inside].min()), float(alarm[inside].min()))
-            x, y = _thin_det(norm.ppf(alarm[inside]), norm.ppf(miss[inside]))
+            lowest = min(lowest, float(miss.min()), float(alarm.min()))
+            x, y = _thin_det(norm.ppf(alarm), norm.ppf(miss))
             axes.plot(
                 x,
                 y,

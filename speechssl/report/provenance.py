@@ -1,13 +1,14 @@
 """Where the numbers come from: corpus, hardware, versions, and the commands that give them again."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from speechssl.report.blocks import Block, Code
+from speechssl.report.blocks import Block, Cell, Code, Table
 from speechssl.report.summary import Group, by_task
-from speechssl.report.words import join_words, task_title
+from speechssl.report.words import format_parameters, join_words, task_title
 from speechssl.result import RunResult
 
 
@@ -63,7 +64,7 @@ def versions(results: Iterable[RunResult]) -> list[tuple[str, str]]:
 
 def reproduce_blocks(groups: Sequence[Group]) -> list[Block]:
     """For each task the command with its seeds, and the configuration that differs from the preset."""
-    blocks: list[Block] = []
+    blocks: list[Block] = [upstream_table(groups)]
     for task, found in by_task(groups).items():
         config = found[0].results[0].config
         differences = config_differences(config, preset_config(task))
@@ -71,7 +72,7 @@ def reproduce_blocks(groups: Sequence[Group]) -> list[Block]:
         text = f"{_command(task, found, file if differences else None)}\n"
         if differences:
             text += f"\n# {file}: what differs from the preset\n" + "\n".join(_yaml(differences))
-        blocks.append(Code(task_title(task), text.rstrip()))
+        blocks.append(Code(task_title(task), text.rstrip(), open=True))
         blocks.append(
             Code(f"{task_title(task)}: whole configuration", json.dumps(config, indent=1, ensure_ascii=False))
         )
@@ -87,10 +88,35 @@ def _command(task: str, groups: Sequence[Group], config: str | None) -> str:
 
 
 def _upstream(group: Group) -> str:
-    """LABEL=NAME[:random] or LABEL=FOLDER, as `speechssl run --upstream` takes it."""
+    """LABEL=NAME[:random:SEED] or LABEL=FOLDER, as `speechssl run --upstream` takes it."""
     info = group.results[0].upstream
-    source = {"features": info.name, "random": f"{info.name}:random"}.get(group.kind, info.weights or info.name)
+    source = info.name
+    if group.kind == "random":
+        seed = re.search(r"seed (\d+)", info.weights)
+        source += f":random:{seed[1]}" if seed else ":random"
+    elif group.kind == "pre-trained" and "/" not in info.name and "/" in info.weights and " " not in info.weights:
+        source = info.weights
     return source if source == info.label else f"{info.label}={source}"
+
+
+def upstream_table(groups: Sequence[Group]) -> Table:
+    """What each label stands for."""
+    found = {g.label: g.results[0].upstream for g in groups}
+    names = ("Upstream", "Name", "Weights", "Fingerprint", "Parameters", "Layers", "Frames per second")
+    rows = [
+        [
+            Cell(label),
+            Cell(info.name),
+            Cell(info.weights),
+            Cell(str(info.fingerprint)[:12]),
+            Cell(format_parameters(info.parameters)),
+            Cell(str(info.num_layers)),
+            Cell(f"{info.frame_rate:g}"),
+        ]
+        for label, info in found.items()
+    ]
+    caption = "Equal fingerprints mean equal architecture and weights, so equal features."
+    return Table("Upstreams", caption, [Cell(n) for n in names], rows)
 
 
 def preset_config(task: str) -> Mapping[str, Any] | None:

@@ -168,7 +168,8 @@ def _overlaps(won: Mapping[str, bool | None]) -> str:
     apart = [task_title(t) for t, o in won.items() if o is False]
     near = [task_title(t) for t, o in won.items() if o is True]
     unknown = [task_title(t) for t, o in won.items() if o is None]
-    text = f" Its 95 % interval lies apart from that of every other upstream on {join_words(apart)}." if apart else ""
+    where = "each of them" if len(apart) == len(won) > 1 else join_words(apart)
+    text = f" Its 95 % interval lies apart from that of every other upstream on {where}." if apart else ""
     if near:
         text += f" On {join_words(near)} the intervals overlap, so that the order may be chance."
     if unknown:

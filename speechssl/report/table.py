@@ -1,5 +1,6 @@
 """The tables of the report: upstream × task, all metrics, breakdowns, and costs; the first also for a console."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -11,17 +12,20 @@ from speechssl.report.words import (
     Direction,
     arrow,
     better_words,
+    capital,
     direction,
     format_count,
     format_interval,
     format_parameters,
     format_seconds,
     format_value,
+    is_rate,
     metric_of_group,
     metric_title,
     task_title,
+    words_of,
 )
-from speechssl.result import MetricValue, RunResult
+from speechssl.result import RunResult
 
 if TYPE_CHECKING:
     from rich.table import Table as ConsoleTable
@@ -53,7 +57,7 @@ def main_table(groups: Sequence[Group]) -> Table:
         "much training chance moves the result; with one seed, over the test items. Bold: the best mean. "
         "↓ lower is better, ↑ higher is better. n: what was counted in the test split."
     )
-    return Table("Results", caption, header, rows)
+    return Table("Each upstream on each task", caption, header, rows)
 
 
 def _counted(summaries: Sequence[Summary]) -> str:
@@ -63,8 +67,8 @@ def _counted(summaries: Sequence[Summary]) -> str:
 
 def _value(summary: Summary, metric: str, best: bool = False, heat: float | None = None) -> Cell:
     seeds = f"{summary.seeds} seed{'s' if summary.seeds > 1 else ''}"
-    interval = format_interval(summary.low, summary.high, metric)
-    return Cell(format_value(summary.mean, metric), f"{interval} {seeds}".strip(), best, heat)
+    interval = format_interval(summary.mean, summary.low, summary.high, metric)
+    return Cell(format_value(summary.mean, metric), f"{interval}\n{seeds}".strip(), best, heat)
 
 
 def details_table(groups: Sequence[Group]) -> Table:
@@ -76,7 +80,9 @@ def details_table(groups: Sequence[Group]) -> Table:
             found = [g.metric_of(name, split) for g in groups]
             if any(found):
                 way = _better(groups[0].higher_is_better) if name == groups[0].metric else direction(name)
-                head = Cell(f"{metric_title(name)} {arrow(way)}".strip(), _note(split, [s for s in found if s]))
+                head = Cell(
+                    f"{capital(metric_title(name))} {arrow(way)}".strip(), _note(split, [s for s in found if s])
+                )
                 rows.append([head, *(EMPTY if s is None else _value(s, name) for s in found)])
     caption = (
         "Mean over the seeds and 95 % interval. ↓ lower is better, ↑ higher is better. "
@@ -96,30 +102,41 @@ def breakdown_tables(groups: Sequence[Group]) -> list[Table]:
 
 
 def _breakdown(groups: Sequence[Group], name: str) -> Table | None:
-    metric = metric_of_group(name)
     entries = list(dict.fromkeys(e for g in groups for r in g.results for e in r.test.breakdown.get(name, {})))
-    found: dict[str, list[Summary | None]] = {}
-    for entry in entries:
-
-        def pick(result: RunResult, entry: str = entry) -> MetricValue | None:
-            return result.test.breakdown.get(name, {}).get(entry)
-
-        found[entry] = [g.of(pick) for g in groups]
-    means = [s.mean for row in found.values() for s in row if s is not None]
-    if not means:
+    found = {entry: row for entry in entries if any(row := _entry(groups, name, entry))}
+    if not found:
         return None
-    way = _better(groups[0].higher_is_better) if metric == groups[0].metric else direction(metric)
-    caption = (
-        f"{metric_title(metric)} {arrow(way)} on the test split, mean over the seeds with 95 % interval; "
-        f"{better_words(way)}. Darker shading: larger value."
-    )
+    labels = [g.label for g in groups]
+    if len(groups) > 1 and all(_same(row) for row in found.values()):
+        labels, found = ["Every upstream"], {entry: row[:1] for entry, row in found.items()}
+    metric = metric_of_group(name)
+    named = metric in groups[0].results[0].test.metrics or is_rate(metric) or direction(metric) is not None
+    largest = max(s.mean for row in found.values() for s in row if s is not None)
     rows = [
-        [Cell(entry, _counted([s for s in row if s])), *heat_cells(row, metric, max(means))]
+        [Cell(entry, _counted([s for s in row if s])), *heat_cells(row, metric if named else entry, largest)]
         for entry, row in found.items()
-        if any(row)
     ]
-    header = [Cell(metric_title(name[len(metric) :]).strip() or "Part"), *(Cell(g.label) for g in groups)]
-    return Table(task_title(name), caption, header, rows)
+    part = re.sub(r"^ (by|of|per|within|for) ", "", metric_title(name[len(metric) :])) if named else ""
+    header = [Cell(capital(part) or "Part"), *(Cell(label) for label in labels)]
+    return Table(task_title(name), _breakdown_caption(groups[0], name, metric if named else ""), header, rows)
+
+
+def _entry(groups: Sequence[Group], name: str, entry: str) -> list[Summary | None]:
+    return [g.of(lambda r: r.test.breakdown.get(name, {}).get(entry)) for g in groups]
+
+
+def _same(row: Sequence[Summary | None]) -> bool:
+    """Whether the value has nothing to do with the upstream, as that of a trivial cue."""
+    return all(s is not None and row[0] is not None and s.mean == row[0].mean and s.n == row[0].n for s in row)
+
+
+def _breakdown_caption(group: Group, name: str, metric: str) -> str:
+    way = _better(group.higher_is_better) if metric == group.metric else direction(metric)
+    better = better_words(way)
+    if "trivial" in words_of(name):
+        better = "near 50 % the cue gives nothing away, so a system can’t win by it"
+    head = f"{capital(metric_title(metric))} on the test split" if metric else "On the test split"
+    return f"{head}, mean over the seeds with 95 % interval; {better}. Stronger shading: larger value."
 
 
 def heat_cells(summaries: Sequence[Summary | None], metric: str, largest: float) -> list[Cell]:
@@ -141,7 +158,7 @@ def cost_table(groups: Sequence[Group]) -> Table:
         "read from the feature cache. “Audio s per s”: seconds of audio that passed the upstream per second of the "
         "feature stage (higher is faster; – where all came from the cache). Best step: mean over the seeds."
     )
-    return Table("Cost of the runs", caption, [Cell(h[:1].upper() + h[1:]) for h in header], rows)
+    return Table("Cost of the runs", caption, [Cell(capital(h)) for h in header], rows)
 
 
 def _cost(group: Group, stages: Sequence[str]) -> list[Cell]:

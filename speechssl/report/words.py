@@ -11,9 +11,13 @@ def _set(words: str) -> frozenset[str]:
 
 
 ACRONYMS = _set("asr wer cer per eer dcf mcd f0 rmse pesq stoi estoi mos auc abx snr ctc vc sid ks tts rtf cpu gpu")
-RATES = _set("wer cer per eer der ter accuracy acc rate f1 precision recall error errors abx share")
-LOWER = _set("wer cer per eer der ter dcf mindcf mcd rmse loss error errors distance distortion abx perplexity")
-HIGHER = _set("accuracy acc similarity pesq stoi estoi mos auc correlation corr f1 precision recall bleu throughput")
+RATES = _set(
+    "wer cer per eer der ter accuracy acc rate f1 precision recall error errors abx share unseen acceptance rejection"
+)
+LOWER = _set("wer cer per eer der ter dcf mindcf mcd rmse loss error errors distance distortion abx")
+HIGHER = _set(
+    "accuracy acc similarity pesq stoi estoi mos auc correlation corr f1 precision recall bleu quality acceptance"
+)
 UNITS = {"mcd": "dB", "snr": "dB", "distortion": "dB"}
 Direction = Literal["up", "down"] | None
 
@@ -23,6 +27,12 @@ def words_of(name: str) -> list[str]:
     return [w for w in re.split(r"[^0-9a-zA-Z]+", name.lower()) if w]
 
 
+def _telling(name: str) -> list[str]:
+    """The words that tell what is measured: without the preposition 'per', which is also the phone error rate."""
+    words = words_of(name)
+    return words if len(words) < 3 else [w for w in words if w != "per"]
+
+
 def metric_title(name: str) -> str:
     """'eer_trivial' -> 'EER trivial'; acronyms in capitals, underscores as spaces."""
     return re.sub(r"[0-9A-Za-z]+", lambda m: m[0].upper() if m[0].lower() in ACRONYMS else m[0], name.replace("_", " "))
@@ -30,8 +40,7 @@ def metric_title(name: str) -> str:
 
 def task_title(name: str) -> str:
     """'speaker_verification' -> 'Speaker verification', 'asr' -> 'ASR'."""
-    title = metric_title(name)
-    return title[:1].upper() + title[1:]
+    return capital(metric_title(name))
 
 
 def metric_of_group(group: str) -> str:
@@ -41,8 +50,8 @@ def metric_of_group(group: str) -> str:
 
 def direction(metric: str) -> Direction:
     """Which way is better, judged by the metric's name; None where the name does not tell."""
-    found = words_of(metric)
-    if any(w in LOWER for w in found):
+    found = _telling(metric)
+    if "false" in found or any(w in LOWER for w in found):
         return "down"
     return "up" if any(w in HIGHER for w in found) else None
 
@@ -54,38 +63,46 @@ def arrow(better: Direction) -> str:
 
 def better_words(better: Direction) -> str:
     """A clause for captions."""
-    return {"up": "higher is better", "down": "lower is better", None: "neither direction is better as such"}[better]
+    return {"up": "higher is better", "down": "lower is better", None: "neither direction is better in itself"}[better]
 
 
 def is_rate(metric: str) -> bool:
     """Whether the metric is a fraction that is written in %."""
-    found = words_of(metric)
+    found = _telling(metric)
     return any(w in RATES for w in found) and not any(w in ("dcf", "rmse", "mcd", "loss", "learning") for w in found)
 
 
-def format_value(value: float | None, metric: str, *, unit: bool = True) -> str:
-    """Writes a metric's value: '12.3 %' for rates (two decimals below 10 %), three significant digits else."""
+def format_value(value: float | None, metric: str, *, unit: bool = True, like: float | None = None) -> str:
+    """Writes a metric's value: '12.3 %' for rates (two decimals below 10 %), three significant digits else.
+
+    Args:
+        unit: whether to write the unit.
+        like: a value whose number of decimals is taken, for the ends of its interval.
+    """
     if value is None or not math.isfinite(value):
         return "–"
+    like = value if like is None else like
     if is_rate(metric):
-        percent = 100 * value
-        return f"{percent:.{2 if abs(percent) < 9.995 else 1}f}".replace("-", "−") + (" %" if unit else "")
+        digits = 2 if abs(100 * like) < 9.995 else 1
+        return f"{100 * value:.{digits}f}".replace("-", "−") + (" %" if unit else "")
     suffix = next((UNITS[w] for w in words_of(metric) if w in UNITS), "")
-    return format_number(value) + (f" {suffix}" if suffix and unit else "")
+    return format_number(value, like=like) + (f" {suffix}" if suffix and unit else "")
 
 
-def format_interval(low: float | None, high: float | None, metric: str) -> str:
-    """'[11.9, 12.7]' in the metric's unit, or nothing."""
+def format_interval(mean: float, low: float | None, high: float | None, metric: str) -> str:
+    """'[11.9, 12.7]' in the metric's unit and with the decimals of the mean, or nothing."""
     if low is None or high is None:
         return ""
-    return f"[{format_value(low, metric, unit=False)}, {format_value(high, metric, unit=False)}]"
+    ends = (format_value(end, metric, unit=False, like=mean) for end in (low, high))
+    return f"[{', '.join(ends)}]"
 
 
-def format_number(value: float) -> str:
-    """Three significant digits, no exponent between 0.0001 and a million, thousands grouped."""
-    if value != 0 and not 1e-4 <= abs(value) < 1e6:
+def format_number(value: float, *, like: float | None = None) -> str:
+    """Three significant digits (of `like` where given), no exponent between 0.0001 and a million, thousands grouped."""
+    like = value if like is None else like
+    if like != 0 and not 1e-4 <= abs(like) < 1e6:
         return f"{value:.2e}".replace("-", "−")
-    size = math.floor(math.log10(abs(value))) if value else 0
+    size = math.floor(math.log10(abs(like))) if like else 0
     return f"{value:,.{max(0, 2 - size)}f}".replace(",", "\u202f").replace("-", "−")
 
 
@@ -109,6 +126,11 @@ def format_parameters(value: float) -> str:
     if value >= 1e6:
         return f"{value / 1e6:.1f} M"
     return f"{value / 1e3:.0f} k" if value >= 1e3 else f"{value:.0f}"
+
+
+def capital(text: str) -> str:
+    """The text with a capital first letter and the rest as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def join_words(parts: Sequence[str]) -> str:

@@ -1,0 +1,367 @@
+"""The report: one self-contained page, whose numbers are those of the results."""
+
+import base64
+import html as html_module
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from report_runs import PRIMARY, RATE, UPSTREAMS, Outline, make_result, make_runs, write_pretraining
+from scipy import stats
+
+from speechssl.errors import ManifestError, SpeechsslError
+from speechssl.metric.detection import equal_error_rate
+from speechssl.report import console_table, write_report
+from speechssl.report.collect import collect
+from speechssl.report.detection import confusion_table, read_scores
+from speechssl.report.plots import band
+from speechssl.report.summary import group_runs, summarise, verdict
+from speechssl.report.words import format_number, format_seconds, format_value
+from speechssl.result import Evaluation, MetricValue, RunResult, UpstreamInfo
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def page(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report([runs], tmp_path_factory.mktemp("report")).path
+
+
+@pytest.fixture(scope="module")
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def outline(text: str) -> Outline:
+    parsed = Outline()
+    parsed.feed(text)
+    return parsed
+
+
+def student(values: list[float]) -> tuple[float, float]:
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    return float(low), float(high)
+
+
+def raw_values(runs: Path, task: str, label: str, metric: str) -> list[float]:
+    folders = sorted((runs / task / label.replace(" ", "_")).iterdir())
+    return [json.loads((f / "result.json").read_text())["test"]["metrics"][metric]["value"] for f in folders]
+
+
+def test_the_page_loads_nothing_from_elsewhere(text: str) -> None:
+    found = outline(text)
+    assert found.loads
+    assert all(load.startswith(("data:", "#")) for load in found.loads)
+    assert "@import" not in text
+    assert not re.search(r"url\(\s*['\"]?(?!#)", text)
+    assert not re.search(r"https?://", text)
+    assert len(text) < 15e6
+    assert found.scripts == 0
+
+
+def test_every_plot_has_a_text_and_every_id_is_its_own(text: str) -> None:
+    assert outline(text).images_without_text == 0
+    ids = re.findall(r'\sid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    wanted = set(re.findall(r'(?:href="|url\(|aria-\w+by=")#?([\w-]+)', text)) - {"data"}
+    assert wanted <= set(ids)
+
+
+def test_the_main_table_holds_means_and_student_intervals(text: str, runs: Path) -> None:
+    rows = outline(text).tables["Each upstream on each task"]
+    assert [row[0] for row in rows[1:]] == list(UPSTREAMS)
+    tasks = sorted(PRIMARY)
+    for row in rows[1:]:
+        for task, cell in zip(tasks, row[1:], strict=True):
+            metric = PRIMARY[task][0]
+            values = raw_values(runs, task, row[0], metric)
+            low, high = student(values)
+            mean = float(np.mean(values))
+            if metric == "speaker_similarity":
+                expected = f"{mean:.3f}", f"[{low:.3f}, {high:.3f}]"
+            else:
+                expected = f"{100 * mean:.1f} %", f"[{100 * low:.1f}, {100 * high:.1f}]"
+            best = row[0] == "hubert_tiny (pre-trained)"
+            assert cell == f"{expected[0]}{' (best)' if best else ''}|{expected[1]}\n3 seeds"
+
+
+def test_secondary_metrics_and_languages_are_those_of_the_results(text: str, runs: Path) -> None:
+    tables = outline(text).tables
+    values = raw_values(runs, "asr", "fbank", "wer")
+    german, russian, ukrainian = tables["CER by language"][1:]
+    assert (german[0].split("|")[0], russian[0].split("|")[0]) == ("de", "ru")
+    for row, factor in ((german, 0.9), (russian, 1.0), (ukrainian, 1.1)):
+        assert row[1].split("|")[0] == f"{100 * factor * np.mean(values):.1f} %"
+    assert tables["EER of trivial cues"][0] == ["Trivial cues", "Every upstream"]
+
+
+def test_an_interval_over_seeds_equals_scipy() -> None:
+    values = [0.31, 0.29, 0.335, 0.30]
+    found = summarise([MetricValue(v, 10) for v in values])
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx(student(values), abs=1e-12)
+    assert found.mean == pytest.approx(np.mean(values), abs=1e-15)
+    assert (found.seeds, found.over) == (4, "seeds")
+
+
+def test_one_seed_keeps_its_own_interval_and_nan_is_left_out() -> None:
+    found = summarise([MetricValue(0.5, 10, "words", 0.4, 0.6), MetricValue(math.nan, 10)])
+    assert found is not None
+    assert (found.mean, found.low, found.high, found.over, found.seeds) == (0.5, 0.4, 0.6, "test", 1)
+    assert summarise([MetricValue(math.nan, 3)]) is None
+    bare = summarise([MetricValue(0.5, 10, "words", math.nan, math.nan)])
+    assert bare is not None
+    assert bare.low is None
+
+
+def simple(
+    label: str, weights: str, values: list[float], *, task: str = "asr", higher: bool = False
+) -> list[RunResult]:
+    info = UpstreamInfo(label, label, "f", weights, 1, 50.0, 6)
+    return [
+        RunResult(
+            task, info, {"name": "c"}, seed, {}, "m", higher, Evaluation({"m": MetricValue(v, 5)}),
+            Evaluation({"m": MetricValue(v, 5)}), [1.0], {}, 1, {}, {}, 1, "2026-01-01",
+        )
+        for seed, v in enumerate(values)
+    ]  # fmt: skip
+
+
+def test_the_verdict_says_who_wins_and_whether_intervals_overlap() -> None:
+    clear = simple("ours", "folder", [0.1, 0.11, 0.1]) + simple("base", "none", [0.5, 0.51, 0.5])
+    assert verdict(group_runs(clear)) == (
+        "“ours” has the best mean on 1 of 1 task (ASR). Its 95 % interval lies apart from that of every other upstream "
+        "on ASR."
+    )
+    near = simple("ours", "folder", [0.1, 0.4], task="vc") + simple("base", "random (seed 0)", [0.2, 0.5], task="vc")
+    assert "On VC the intervals overlap" in verdict(group_runs(near))
+    lost = [replace(r, higher_is_better=True) for r in clear]
+    assert verdict(group_runs(lost)) == "“ours” has the best mean on 0 of 1 task."
+    both = verdict(group_runs(clear + [replace(r, task="vc") for r in lost]))
+    assert both.startswith("“ours” has the best mean on 1 of 2 tasks (ASR), and not on VC.")
+    single = simple("ours", "folder", [0.1]) + simple("base", "none", [0.5])
+    assert "too few seeds for an interval" in verdict(group_runs(single))
+    assert verdict(group_runs(simple("a", "none", [0.3]) + simple("b", "none", [0.2]))) == (
+        "The best mean has “b” on ASR (m)."
+    )
+
+
+def test_a_tie_is_no_win() -> None:
+    tie = simple("ours", "folder", [0.5, 0.5]) + simple("base", "none", [0.5, 0.5])
+    assert "0 of 1" in verdict(group_runs(tie))
+
+
+def test_labels_are_escaped(tmp_path: Path) -> None:
+    evil = '<script>alert("x")</script>$a_b$ & co'
+    result = make_result("asr", "fbank", 0, tmp_path / "a")
+    info = replace(result.upstream, label=evil, name=evil)
+    curves = {"train loss": [(0, 2.0), (10, 1.0)], "<img src=x>": [(0, 2.0), (10, 1.0)]}
+    named = Evaluation(
+        {"wer": MetricValue(0.2, 3, "<b>")},
+        {"wer by <i>": {"<u>": MetricValue(0.1, 1)}},
+        examples=[{"title": "</h4><script>", "text": "</dd><script>"}],
+    )
+    corpus = {"name": "<script>", "source": "synthetic <b>", "fingerprint": "&"}
+    replace(result, upstream=info, curves=curves, test=named, corpus=corpus, layer_weights=[0.4, 0.6]).save(
+        tmp_path / "a"
+    )
+    text = write_report([tmp_path], tmp_path / "out", title="<script>").path.read_text()
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "<b>" not in text
+    assert html_module.escape('alert("x")', quote=False) in text or "alert(&#34;x&#34;)" in text
+
+
+def test_synthetic_speech_is_announced(tmp_path: Path, text: str) -> None:
+    result = make_result("asr", "fbank", 0, tmp_path / "a")
+    replace(result, corpus={**result.corpus, "source": "synthetic"}).save(tmp_path / "a")
+    assert "Synthetic speech." in write_report([tmp_path], tmp_path / "out").path.read_text()
+    assert "Synthetic speech." not in text
+
+
+def test_missing_and_broken_pieces_are_named_and_not_fatal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bad = tmp_path / "runs" / "bad"
+    bad.mkdir(parents=True)
+    (bad / "result.json").write_text("{ not json")
+    (bad / "log.jsonl").write_bytes(b"\xff\xfe\n")
+    folder = tmp_path / "runs" / "vc"
+    make_result("voice_conversion", "fbank", 0, folder).save(folder)
+    (folder / "c0.wav").unlink()
+    (folder / "s1.wav").write_text("this is no audio")
+    folder = tmp_path / "runs" / "sv"
+    make_result("speaker_verification", "fbank", 0, folder).save(folder)
+    (folder / "scores.tsv").unlink()
+    written = write_report([tmp_path / "runs"], tmp_path / "out")
+    text = html_module.unescape(written.path.read_text())
+    for piece in (bad / "result.json", bad / "log.jsonl", "c0.wav", "s1.wav", folder / "scores.tsv"):
+        assert sum(str(piece) in problem for problem in written.problems) == 1
+        assert str(piece) in text
+    assert str(bad / "result.json") in caplog.text
+    assert "DET curves" not in text
+    assert "Voice conversion" in text
+
+
+def test_a_result_without_extras_gives_a_page(tmp_path: Path) -> None:
+    for result in simple("only", "none", [0.3], task="some_new_task"):
+        result.save(tmp_path / "run")
+    text = write_report([tmp_path], tmp_path / "out").path.read_text()
+    assert "Some new task" in text
+    assert "0.300" in text
+
+
+def test_pretraining_alone_gives_a_page(tmp_path: Path) -> None:
+    write_pretraining(tmp_path / "runs" / "one", 1.0)
+    written = write_report([tmp_path / "runs"], tmp_path / "out")
+    assert written.results == []
+    text = written.path.read_text()
+    assert "Masked accuracy" in text
+    assert "12 min 00 s" in text
+    assert 'id="results"' not in text
+
+
+def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="no readable result"):
+        collect([tmp_path])
+    with pytest.raises(ManifestError, match="does not exist"):
+        collect([tmp_path / "nowhere"])
+
+
+def test_of_two_runs_with_one_seed_the_newer_counts(tmp_path: Path) -> None:
+    result = make_result("asr", "fbank", 0, tmp_path / "old")
+    result.save(tmp_path / "old")
+    replace(result, date="2026-12-01T00:00:00+00:00", best_step=7).save(tmp_path / "new")
+    collection = collect([tmp_path])
+    assert [run.result.best_step for run in collection.runs] == [7]
+    assert str(tmp_path / "old") in collection.problems[0]
+
+
+def test_audio_decodes_to_what_was_converted(text: str, runs: Path) -> None:
+    found = re.search(r'Pair 0 &lt;a&amp;b&gt;, Converted: fbank" src="data:audio/mpeg;base64,([^"]+)"', text)
+    assert found
+    decoded, rate = soundfile.read(io.BytesIO(base64.b64decode(found[1])))
+    original, _ = soundfile.read(runs / "voice_conversion" / "fbank" / "seed0" / "c0.wav")
+    assert rate == RATE
+    assert len(decoded) == pytest.approx(len(original), abs=2500)  # MP3 pads to whole frames
+    spectra = [np.abs(np.fft.rfft(x[2000:10000])) for x in (original, decoded)]
+    assert np.corrcoef(spectra[0], spectra[1])[0, 1] > 0.9
+
+
+def test_what_upstreams_share_is_shown_once(text: str) -> None:
+    assert len(re.findall(r'aria-label="Pair 0 [^"]*, Source"', text)) == 1
+    assert len(re.findall(r'aria-label="Pair 0 [^"]*, Converted: ', text)) == len(UPSTREAMS)
+
+
+def test_scores_are_read_by_header_and_attacks_confused_at_the_threshold(runs: Path) -> None:
+    path = runs / "deepfake_detection" / "fbank" / "seed0" / "scores.tsv"
+    scores = read_scores(path)
+    target = [float(x.split("\t")[3]) for x in path.read_text().splitlines() if "bonafide" in x]
+    spoof: dict[str, list[float]] = {"espeak": [], "griffin_lim": [], "world": []}
+    for line in path.read_text().splitlines()[1:]:
+        _, attack, label, score = line.split("\t")
+        if label == "spoof":
+            spoof[attack].append(float(score))
+    threshold = equal_error_rate(target, [x for values in spoof.values() for x in values])[1]
+    table = confusion_table({"fbank": [scores]})
+    assert table is not None
+    cells = {row[0].text: row[1].text for row in table.rows}
+    for attack, values in spoof.items():
+        share = 100 * np.mean(np.array(values) > threshold)
+        assert float(cells[attack].split()[0]) == pytest.approx(share, abs=0.05)
+    assert float(cells["real speech"].split()[0]) == pytest.approx(
+        100 * np.mean(np.array(target) <= threshold), abs=0.05
+    )
+
+
+@pytest.mark.parametrize("content", ["", "a\tb\n1\t2\n", "label\tscore\nperhaps\t1\n", "label\tscore\n1\tx\n"])
+def test_a_strange_score_file_is_one_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "scores.tsv").write_text(content)
+    with pytest.raises(SpeechsslError, match=r"scores\.tsv"):
+        read_scores(tmp_path / "scores.tsv")
+
+
+def test_a_band_averages_the_seeds_where_all_have_values() -> None:
+    found = band([[(0, 1.0), (10, 3.0), (20, 5.0)], [(0, 3.0), (10, 5.0)]])
+    assert found is not None
+    assert found.steps.tolist() == [0, 10]
+    assert found.mean.tolist() == [2.0, 4.0]
+    assert found.low.tolist() == [1.0, 3.0]
+    assert found.high.tolist() == [3.0, 5.0]
+    long = band([[(i, float(i % 2)) for i in range(1000)]])
+    assert long is not None
+    assert long.steps.size <= 300
+    assert long.mean == pytest.approx(0.5, abs=1e-12)
+
+
+def test_numbers_are_written_with_sensible_digits() -> None:
+    assert format_value(0.1234, "wer") == "12.3 %"
+    assert format_value(0.01234, "eer") == "1.23 %"
+    assert format_value(0.81234, "min_dcf") == "0.812"
+    assert format_value(6.543, "mcd") == "6.54 dB"
+    assert format_value(math.nan, "wer") == "–"
+    assert format_number(12345.6) == "12\u202f346"
+    assert format_number(0.00001) == "1.00e−05"
+    assert format_seconds(3723) == "1 h 02 min"
+
+
+def test_the_console_table_marks_the_best(runs: Path) -> None:
+    from rich.console import Console
+
+    console = Console(width=200, file=io.StringIO())
+    console.print(console_table([run.result for run in collect([runs]).runs]))
+    text = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    wer = np.mean(raw_values(runs, "asr", "hubert_tiny (pre-trained)", "wer"))
+    assert f"{100 * wer:.1f} %*" in text
+    assert text.count("*") == len(PRIMARY)
+
+
+def test_the_command_writes_the_page(runs: Path, tmp_path: Path) -> None:
+    from speechssl.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(runs / "asr"), "-o", str(tmp_path / "out")])
+    assert stop.value.code == 0
+    assert (tmp_path / "out" / "index.html").stat().st_size > 10_000
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_does_not_scroll_sideways_and_plays(page: Path, tmp_path: Path, width: int) -> None:
+    # Headless windows have a least width, so the page stands in a frame that tells its own size.
+    probe = """<script>addEventListener('load', () => {
+      const e = document.scrollingElement, a = [...document.querySelectorAll('audio')];
+      const tell = () => parent.document.title = [e.scrollWidth, innerWidth, a.filter(x => x.duration > 0).length,
+        a.length].join(' ');
+      a.forEach(x => { x.onloadedmetadata = tell; x.preload = 'metadata'; x.load(); }); tell(); });</script>"""
+    (tmp_path / "page.html").write_text(page.read_text().replace("</body>", probe + "</body>"))
+    (tmp_path / "frame.html").write_text(
+        f"<iframe src=page.html style='width:{width}px;height:900px;border:0'></iframe>"
+    )
+    options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    options += " --disable-component-update --disable-sync --allow-file-access-from-files --virtual-time-budget=9000"
+    command = [str(CHROMIUM), *options.split(), f"--user-data-dir={tmp_path / 'user'}", "--window-size=1400,900"]
+    done = subprocess.run(
+        [*command, "--dump-dom", f"file://{tmp_path}/frame.html"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    found = re.search(r"<title>(\d+) (\d+) (\d+) (\d+)</title>", done.stdout)
+    assert found, done.stdout[:500]
+    scroll, inner, playable, players = map(int, found.groups())
+    assert inner == width
+    assert scroll <= width
+    assert playable == players > 0
