@@ -257,10 +257,17 @@ class _Held:
 
     def store(self, request: _Request, keys: dict[str, str]) -> FeatureStore:
         """Makes the store of utterance id -> key."""
-        arrays = {i: _select(self.packs[k], k, request.layers) for i, k in keys.items()}
+        arrays: dict[str, Tensor] = {}
+        uneven: dict[str, list[int]] = {}
+        for name, key in keys.items():
+            array, rows = self.packs[key].array(key), _rows(self.packs[key].header["layers"], request.layers)
+            arrays[name] = array[rows] if isinstance(rows, slice) else array
+            if not isinstance(rows, slice):
+                uneven[name] = rows
         entries = {i: self.packs[k].entries[k] for i, k in keys.items()}
         lengths = {i: e.frames for i, e in entries.items()}
-        store = FeatureStore(arrays, lengths, frame_rate=request.upstream.frame_rate, layers=request.layers)
+        rate = request.upstream.frame_rate
+        store = FeatureStore(arrays, lengths, frame_rate=rate, layers=request.layers, rows=uneven)
         store.audio_seconds = sum(e.seconds for e in entries.values())
         store.on_close(self.lease.release)
         return store
@@ -306,7 +313,7 @@ def _compute(
                 computed.add(todo[utterance.id])
                 advance(seconds)
     finally:
-        features.close()  # type: ignore[attr-defined]  # a generator
+        features.close()
         if writer is not None:
             writer.close()
     held.find(request, computed)
@@ -365,13 +372,12 @@ def _key(utterance: Utterance) -> str | AudioError:
     return blake2b(f"{audio} {utterance.start!r} {utterance.duration!r}".encode(), digest_size=16).hexdigest()
 
 
-def _select(pack: Pack, key: str, layers: tuple[int, ...]) -> Tensor:
-    array = pack.array(key)
-    held = pack.header["layers"]
-    rows = [held.index(layer) for layer in layers]
-    if rows == list(range(rows[0], rows[0] + len(rows))):
-        return array[rows[0] : rows[0] + len(rows)]  # a view
-    return array[rows]
+def _rows(held: Sequence[int], wanted: Sequence[int]) -> slice | list[int]:
+    """Which rows of an array of the layers `held` are those `wanted`; a slice, and so a view, where they are even."""
+    rows = [held.index(layer) for layer in wanted]
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    even = range(rows[0], rows[-1] + 1, step)
+    return slice(even.start, even.stop, step) if rows == list(even) else rows
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import glob
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -46,7 +46,7 @@ def extract(
     in_order: bool = False,
     skip_bad: bool = False,
     bad: MutableMapping[str, str] | None = None,
-) -> Iterator[tuple[Utterance, HiddenStates]]:
+) -> Generator[tuple[Utterance, HiddenStates], None, None]:
     """Yields the features of each utterance.
 
     The order is that of the batches, from the longest utterances to the shortest, so that little is padding and what

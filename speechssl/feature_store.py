@@ -19,10 +19,23 @@ class FeatureStore:
     """
 
     def __init__(
-        self, arrays: Mapping[str, Tensor], lengths: Mapping[str, int], *, frame_rate: float, layers: tuple[int, ...]
+        self,
+        arrays: Mapping[str, Tensor],
+        lengths: Mapping[str, int],
+        *,
+        frame_rate: float,
+        layers: tuple[int, ...],
+        rows: Mapping[str, list[int]] | None = None,
     ) -> None:
+        """
+        Args:
+            arrays: utterance id -> (K, T, D), or (K, D).
+            lengths: utterance id -> valid frames, before pooling.
+            rows: utterance id -> which rows of its array are wanted, where the array holds more and no view fits.
+        """
         self._arrays = arrays
         self._lengths = lengths
+        self._rows = rows or {}
         self.frame_rate = frame_rate
         """Hz; of the frames that were pooled, where they were."""
         self.layers = layers
@@ -61,9 +74,13 @@ class FeatureStore:
         return utterance_id in self._arrays
 
     def get(self, utterance_id: str) -> Tensor:
-        """The features of an utterance, without a copy: (K, T, D), or (K, D) where pooled."""
+        """The features of an utterance: (K, T, D), or (K, D) where pooled.
+
+        No copy is made, unless some layers with uneven gaps between them come from an entry that holds more.
+        """
         try:
-            return self._arrays[utterance_id]
+            array = self._arrays[utterance_id]
+            return array[self._rows[utterance_id]] if utterance_id in self._rows else array
         except KeyError:
             reason = self.bad.get(utterance_id, "it was not among the utterances asked for")
             raise SpeechsslError(f"There are no features of utterance '{utterance_id}': {reason}.") from None

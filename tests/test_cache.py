@@ -1,6 +1,7 @@
 """The feature cache: computed once, the same numbers ever after, whatever happens to the disk or other processes."""
 
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from speechssl import packs
 from speechssl.cache import FeatureCache
+from speechssl.cli import main
 from speechssl.errors import AudioError, SpeechsslError
 from speechssl.extraction import extract
 from speechssl.types import Utterance
@@ -113,7 +116,7 @@ def test_mean_pooling_keeps_one_vector_per_layer(cache: FeatureCache, utterances
     assert features.shape == (LAYERS, 2, WIDTH) and lengths.tolist() == [25, 50]
 
 
-@pytest.mark.parametrize("layers", [(1, 2), (0, 3), (-1,)])
+@pytest.mark.parametrize("layers", [(1, 2), (0, 3), (0, 2), (0, 1, 3), (-1,)])
 def test_fewer_layers_are_served_from_the_wider_entry(
     cache: FeatureCache, utterances: list[Utterance], layers: tuple[int, ...]
 ) -> None:
@@ -124,6 +127,7 @@ def test_fewer_layers_are_served_from_the_wider_entry(
     assert part.layers == tuple(k % LAYERS for k in layers) and part.computed == 0
     for u in utterances:
         assert torch.equal(part.get(u.id), whole.get(u.id)[list(layers)])
+    assert part.batch(["u0", "u1"])[0].shape == (len(layers), 2, 30, WIDTH)
 
 
 def test_a_batch_is_padded_with_zeros(cache: FeatureCache, utterances: list[Utterance]) -> None:
@@ -295,6 +299,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_cache import Framer
 from speechssl.cache import FeatureCache
+from speechssl.cli import main
 from speechssl.types import Utterance
 files = sorted(Path({folder!r}).glob("u*.flac"))
 store = FeatureCache({cache!r}).features(Framer(), [Utterance(p.stem, str(p)) for p in files])
@@ -349,3 +354,35 @@ def test_long_runs_begin_new_packs(
     assert cache.entries()[0].packs > 3
     for name, expected in direct(upstream, utterances).items():
         torch.testing.assert_close(store.get(name), expected, atol=1e-5, rtol=0)
+
+
+def test_reading_does_not_wait_for_one_who_computes(cache: FeatureCache, utterances: list[Utterance]) -> None:
+    upstream = Framer()
+    cache.features(upstream, utterances)
+    with FileLock(cache.folder / upstream.fingerprint() / "write.lock"):
+        assert cache.features(upstream, utterances).computed == 0
+
+
+def test_a_store_that_is_collected_gives_its_packs_free(cache: FeatureCache, utterances: list[Utterance]) -> None:
+    store = cache.features(Framer(), utterances)
+    assert cache.trim(0.0) == 0
+    del store
+    gc.collect()
+    assert cache.trim(0.0) > 0
+
+
+def test_the_command_line_shows_and_trims(
+    cache: FeatureCache,
+    utterances: list[Utterance],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SPEECHSSL_CACHE", str(cache.folder))
+    monkeypatch.setenv("COLUMNS", "200")
+    upstream = Framer()
+    cache.features(upstream, utterances).close()
+    for argv, held in ((["cache"], True), (["cache", "--trim", "1"], True), (["cache", "--trim", "0"], False)):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert not stop.value.code
+        assert (upstream.fingerprint() in capsys.readouterr().out) is held
