@@ -1,0 +1,447 @@
+"""Pre-training from corpus to upstream folder: labels, alignment, resumption, processes, guards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from speechssl.cli import main
+from speechssl.config import load_config
+from speechssl.data.batching import Batch, make_generator
+from speechssl.data.corpus import open_corpus
+from speechssl.errors import ConfigError, SpeechsslError
+from speechssl.loading import load_upstream
+from speechssl.targets.cluster import ClusterConfig, cluster
+from speechssl.targets.kmeans import KMeansConfig, load_kmeans
+from speechssl.targets.labels import label_path, load_labels, make_label_set
+from speechssl.train.checkpoint import Checkpoint, last_checkpoint, list_checkpoints, save_checkpoint
+from speechssl.train.config import PretrainConfig
+from speechssl.train.data import CropConfig, PretrainDataset, load_batches
+from speechssl.train.loop import Pretraining, TrainingError
+from speechssl.train.metrics import read_log
+from speechssl.train.optim import learning_rate
+from speechssl.train.run import pretrain
+from speechssl.types import LossOutput, Utterance
+from upstreams.hubert.config import PRESETS, HubertConfig
+from upstreams.hubert.model import build
+from upstreams.hubert.pretrain import HubertPretrainConfig, HubertPretraining, align_codes
+
+SMALL = ("model.width=32", "model.depth=2", "model.heads=2", "model.ffn_width=64", "model.pos_kernel=7")
+FAST = (
+    *SMALL, "objective.final_dim=16", "train.batch_seconds=6", "train.batches_per_step=2", "train.min_seconds=0.5",
+    "train.max_seconds=1.2", "train.log_every=1", "train.save_every=2", "train.steps=8", "train.threads=1",
+    "train.accelerator=cpu", "train.warmup=0.25", "train.learning_rate=2e-3",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def labels(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("labels")
+    config = ClusterConfig(layer=0, kmeans=KMeansConfig(clusters=12), fraction=1.0)
+    cluster(load_upstream("mfcc"), open_corpus(tiny_corpus), folder, config, splits=["train", "dev"])
+    return folder
+
+
+def _losses(folder: Path) -> list[tuple[int, float, float, float]]:
+    return [(line["step"], line["loss"], line["accuracy"], line["grad_norm"]) for line in read_log(folder)]
+
+
+def _command(corpus: Path, labels: Path, output: Path, *overrides: str) -> list[str]:
+    arguments = ["pretrain", "hubert_tiny", "--corpus", str(corpus), "--labels", str(labels), "-o", str(output)]
+    return ["-c", "from speechssl.cli import main; main()", *arguments, *FAST, *overrides]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+# Labels
+
+
+def test_every_utterance_is_labelled_with_the_nearest_centroid(tiny_corpus: Path, labels: Path) -> None:
+    corpus = open_corpus(tiny_corpus)
+    kmeans = load_kmeans(labels)
+    upstream = load_upstream("mfcc")
+    for split in ("train", "dev"):
+        found = load_labels(label_path(labels, split))
+        utterances = corpus.utterances(split)
+        assert found.ids == tuple(u.id for u in utterances)
+        assert found.label_rate == 100.0
+        from speechssl.audio import read_audio
+
+        for utterance in utterances[:3]:
+            features = upstream(read_audio(utterance.path, sample_rate=16_000)[None], layers=[0]).hidden_states[0][0]
+            distance = torch.cdist(features.double(), kmeans.centroids.double())
+            agree = (distance.argmin(dim=1) == found.by_id()[utterance.id]).float().mean()
+            assert agree > 0.99  # float32 against float64 may differ at a tie
+
+
+def test_interrupted_labelling_goes_on_and_ends_with_the_same_labels(
+    tiny_corpus: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from speechssl.targets import cluster as module
+
+    config = ClusterConfig(layer=0, kmeans=KMeansConfig(clusters=12), fraction=1.0)
+    corpus, upstream = open_corpus(tiny_corpus), load_upstream("mfcc")
+    extract = module.extract
+    asked: list[int] = []
+
+    def broken(upstream, utterances, **options):  # type: ignore[no-untyped-def]  # stands in for `extract`
+        asked.append(len(utterances))
+        for number, item in enumerate(extract(upstream, utterances, **options)):
+            if len(asked) == 2 and number == 20:
+                raise KeyboardInterrupt
+            yield item
+
+    monkeypatch.setattr(module, "extract", broken)
+    with pytest.raises(KeyboardInterrupt):
+        cluster(upstream, corpus, tmp_path, config)
+    outcome = cluster(upstream, corpus, tmp_path, config)
+    assert asked[2] < asked[1]  # the fit and the first shards are kept
+    whole = load_labels(label_path(labels, "train"))
+    assert outcome.labels["train"].fingerprint() == whole.fingerprint()
+    assert 1 < outcome.code_perplexity["train"] <= 12
+    with pytest.raises(SpeechsslError, match="another folder"):
+        cluster(upstream, corpus, tmp_path, replace(config, seed=1))
+
+
+# Data
+
+
+def _utterances(corpus: Path) -> list[Utterance]:
+    return open_corpus(corpus).utterances("train")
+
+
+def test_crops_and_their_labels_begin_together(tiny_corpus: Path) -> None:
+    utterances = _utterances(tiny_corpus)
+    codes = {u.id: torch.arange(int((u.duration or 0) * 100)) for u in utterances}
+    sets = make_label_set(codes, num_labels=1000, label_rate=100.0, corpus="c", origin="time")
+    crop = CropConfig(16_000, 50.0, min_seconds=0.5, max_seconds=0.6, seed=3)
+    cached, direct = (PretrainDataset(utterances, [sets], crop, cache_gb=gb) for gb in (1.0, 0.0))
+    batch = Batch(0, 2, 0, (0, 5, 9))
+    starts = set()
+    for dataset in (cached, direct):
+        item = dataset[batch]
+        for row, index in enumerate(batch.indices):
+            start = int(item.codes[0][row, 0]) * 160
+            assert start % 320 == 0
+            starts.add(start)
+            from speechssl.audio import read_audio
+
+            whole = read_audio(dataset.utterances[index].path, sample_rate=16_000)
+            length = int(item.lengths[row])
+            torch.testing.assert_close(item.waveform[row, :length], whole[start : start + length], rtol=0, atol=1e-6)
+    assert len(starts) > 1
+    assert torch.equal(cached[batch].waveform, cached[batch].waveform)
+    assert not torch.equal(cached[batch].codes[0], cached[replace(batch, epoch=3)].codes[0])
+
+
+def test_worker_processes_give_the_same_batches_in_order(tiny_corpus: Path, labels: Path) -> None:
+    sets = [load_labels(label_path(labels, "train"))]
+    crop = CropConfig(16_000, 50.0, min_seconds=0.5, max_seconds=1.0, seed=0)
+    batches = [Batch(n, n % 2, n, (n, n + 1)) for n in range(6)]
+    thread = list(
+        load_batches(PretrainDataset(_utterances(tiny_corpus), sets, crop, cache_gb=1.0), batches, num_workers=0)
+    )
+    workers = list(
+        load_batches(PretrainDataset(_utterances(tiny_corpus), sets, crop, cache_gb=0.0), batches, num_workers=2)
+    )
+    for one, two in zip(thread, workers, strict=True):
+        assert one.origin == two.origin
+        assert torch.equal(one.waveform, two.waveform)
+        assert torch.equal(one.codes[0], two.codes[0])
+
+
+def test_labels_that_do_not_fit_the_audio_are_an_error(tiny_corpus: Path) -> None:
+    utterances = _utterances(tiny_corpus)
+    crop = CropConfig(16_000, 50.0, min_seconds=0.5, max_seconds=9.0, seed=0)
+
+    def label_set(rate: float) -> list[object]:
+        codes = {u.id: torch.zeros(int((u.duration or 0) * 50), dtype=torch.long) for u in utterances}
+        return [make_label_set(codes, num_labels=3, label_rate=rate, corpus="c", origin="o")]
+
+    PretrainDataset(utterances, label_set(50.0), crop, cache_gb=1.0)  # type: ignore[arg-type]
+    with pytest.raises(SpeechsslError, match="run `speechssl cluster` again"):
+        PretrainDataset(utterances, label_set(100.0), crop, cache_gb=1.0)  # type: ignore[arg-type]
+
+
+def test_short_and_unlabelled_utterances_are_counted_in_the_log(
+    tiny_corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    utterances = _utterances(tiny_corpus)
+    codes = {u.id: torch.zeros(int((u.duration or 0) * 50), dtype=torch.long) for u in utterances[2:]}
+    sets = [make_label_set(codes, num_labels=3, label_rate=50.0, corpus="c", origin="o")]
+    short = sum((u.duration or 0) < 1.0 for u in utterances[2:])
+    dataset = PretrainDataset(utterances, sets, CropConfig(16_000, 50.0, 1.0, 9.0, 0), cache_gb=1.0)
+    assert len(dataset) == len(utterances) - 2 - short
+    assert f"2 of {len(utterances)} utterances have no labels" in caplog.text
+    assert f"{short} utterances" in caplog.text
+    with pytest.raises(SpeechsslError, match="None of"):
+        PretrainDataset(utterances, sets, CropConfig(16_000, 50.0, 50.0, 90.0, 0), cache_gb=1.0)
+
+
+# Objective
+
+
+def _objective(**changes: object) -> HubertPretraining:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = replace(PRESETS["hubert_tiny"], width=32, depth=2, heads=2, ffn_width=64, pos_kernel=7)
+        settings = HubertPretrainConfig(final_dim=16, **changes)  # type: ignore[arg-type]  # a test's shorthand
+        return HubertPretraining(build(config), settings, num_labels=[9], label_rates=[100.0])
+
+
+def _batch() -> tuple[Tensor, Tensor, list[Tensor]]:
+    lengths = torch.tensor([16_000, 12_000])
+    waveform = 0.1 * torch.randn(2, 16_000, generator=make_generator(0))
+    waveform[1, 12_000:] = 0
+    return waveform, lengths, [torch.randint(9, (2, 100), generator=make_generator(1))]
+
+
+def test_labels_at_100_hz_are_taken_at_every_second_place() -> None:
+    codes = torch.arange(98)[None]
+    assert align_codes(codes, 2.0, 49)[0].tolist() == list(range(0, 98, 2))
+    assert align_codes(codes, 1.0, 98)[0].tolist() == list(range(98))
+    with pytest.raises(SpeechsslError, match="at least"):
+        HubertPretraining(
+            build(replace(PRESETS["hubert_tiny"], depth=1)), HubertPretrainConfig(), num_labels=[3], label_rates=[25.0]
+        )
+
+
+def test_only_hidden_frames_are_scored() -> None:
+    objective = _objective()
+    waveform, lengths, codes = _batch()
+    output = objective(waveform, lengths, codes, make_generator(5))
+    from speechssl.masking.span import sample_span_mask
+
+    features, frames = objective.upstream.extract_features(waveform, lengths)
+    mask = sample_span_mask(
+        frames, prob=0.8, span=10, min_spans=2, generator=make_generator(5), max_length=features.size(1)
+    )
+    hidden = objective.upstream.encode(features, frames, layers=frozenset({2}), mask=mask)[2]
+    target = codes[0][:, ::2][:, : features.size(1)]
+    expected = objective.prediction(hidden[mask], [target[mask]])
+    assert output.sample_size.item() == mask.sum().item()
+    torch.testing.assert_close(output.loss_sum, expected.loss_sum, rtol=1e-5, atol=1e-4)
+    unhidden = objective.prediction(hidden[~mask & (torch.arange(mask.size(1)) < frames[:, None])], [
+        target[~mask & (torch.arange(mask.size(1)) < frames[:, None])]
+    ])  # fmt: skip
+    both = _objective(unmasked_weight=0.5)(waveform, lengths, codes, make_generator(5))
+    torch.testing.assert_close(both.loss_sum, expected.loss_sum + 0.5 * unhidden.loss_sum, rtol=1e-5, atol=1e-4)
+
+
+def test_what_is_hidden_does_not_reach_the_encoder() -> None:
+    objective = _objective().eval()
+    waveform, lengths, _ = _batch()
+    features, frames = objective.upstream.extract_features(waveform, lengths)
+    mask = torch.zeros(features.shape[:2], dtype=torch.bool)
+    mask[:, 10:20] = True
+    changed = features.masked_fill(mask[:, :, None], 7.0)
+    states = [objective.upstream.encode(f, frames, layers=frozenset({2}), mask=mask)[2] for f in (features, changed)]
+    assert torch.equal(states[0], states[1])
+
+
+def test_the_convolutional_frontend_is_penalised_and_the_fixed_one_is_not() -> None:
+    waveform, lengths, codes = _batch()
+    assert "features_penalty" not in _objective()(waveform, lengths, codes, make_generator(5)).metrics
+    config = HubertConfig(conv_channels=8, width=32, depth=2, heads=2, ffn_width=64, pos_kernel=8, dropout=0.0,
+                          attention_dropout=0.0, input_dropout=0.0, layerdrop=0.0)  # fmt: skip
+    outputs = []
+    for weight in (10.0, 0.0):
+        torch.manual_seed(0)
+        objective = HubertPretraining(
+            build(config), HubertPretrainConfig(features_penalty=weight), num_labels=[9], label_rates=[100.0]
+        )
+        outputs.append(objective(waveform, lengths, codes, make_generator(5)))
+    features, frames = objective.upstream.extract_features(waveform, lengths)
+    square = torch.cat([row[:n].flatten() for row, n in zip(features, frames.tolist(), strict=True)]).square().mean()
+    difference = outputs[0].loss_sum - outputs[1].loss_sum
+    torch.testing.assert_close(difference, 10 * square * outputs[0].sample_size, rtol=1e-3, atol=1e-2)
+
+
+# Schedule and checkpoints
+
+
+def test_the_rate_warms_up_and_falls_to_zero() -> None:
+    config = PretrainConfig(steps=1000, learning_rate=1.0, warmup=0.08)
+    rates = [learning_rate(step, config) for step in (1, 40, 80, 540, 1000)]
+    assert rates == pytest.approx([1 / 80, 0.5, 1.0, 0.5, 0.0])
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_old_ones_go(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (2, 4, 6):
+        save_checkpoint(tmp_path, Checkpoint(step, {"x": torch.full((3,), float(step))}, {"a": step}), keep=2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000004", "step-00000006"]
+    (tmp_path / "step-00000006" / "tensors.safetensors").write_bytes(b"half")
+    found = last_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, found.tensors["x"].tolist(), found.state) == (4, [4.0] * 3, {"a": 4})
+    assert "step-00000006" in caplog.text
+    (tmp_path / "step-00000004" / "state.json").unlink()
+    with pytest.raises(SpeechsslError, match="No checkpoint"):
+        last_checkpoint(tmp_path)
+
+
+# Whole runs
+
+
+def test_a_run_learns_and_leaves_an_upstream(tiny_corpus: Path, labels: Path, tmp_path: Path) -> None:
+    overrides = (*FAST, "train.steps=30", "train.log_every=10", "train.save_every=100", "train.learning_rate=4e-3")
+    outcome = pretrain("hubert_tiny", corpus=tiny_corpus, labels=[labels], output=tmp_path, overrides=overrides)
+    log = read_log(tmp_path)
+    assert outcome.finished
+    assert [line["step"] for line in log] == [10, 20, 30]
+    assert log[-1]["loss"] < log[0]["loss"] - 0.05
+    assert 1 <= log[-1]["prediction_perplexity"] <= 12
+    upstream = load_upstream(tmp_path)
+    assert "30 steps" in upstream.weights
+    saved = load_file(list_checkpoints(tmp_path / "checkpoints")[-1] / "tensors.safetensors")
+    for name, value in upstream.state_dict().items():
+        assert torch.equal(value, saved[f"model.upstream.{name}"])
+    assert list((tmp_path / "tensorboard").iterdir())
+    again = pretrain("hubert_tiny", corpus=tiny_corpus, labels=[labels], output=tmp_path, overrides=overrides)
+    assert again.finished
+    assert _losses(tmp_path) == [(line["step"], line["loss"], line["accuracy"], line["grad_norm"]) for line in log]
+    with pytest.raises(ConfigError, match=r"model\.depth=2, not 3"):
+        pretrain(
+            "hubert_tiny", corpus=tiny_corpus, labels=[labels], output=tmp_path, overrides=(*overrides, "model.depth=3")
+        )
+
+
+def test_a_killed_run_goes_on_bit_for_bit(
+    tiny_corpus: Path, labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dropout = ("model.dropout=0.1", "model.layerdrop=0.2", "train.save_every=3", "train.steps=10")
+    whole = [*(*FAST, *dropout)]
+    pretrain("hubert_tiny", corpus=tiny_corpus, labels=[labels], output=tmp_path / "whole", overrides=whole)
+    folder = tmp_path / "killed"
+    command = [sys.executable, *_command(tiny_corpus, labels, folder, *dropout)]
+    process = subprocess.Popen(command, env=_environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if (folder / "log.jsonl").exists() and (folder / "log.jsonl").read_text().count("\n") >= 5:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    assert process.wait() == -signal.SIGKILL
+    checkpoint = last_checkpoint(folder / "checkpoints")
+    assert checkpoint is not None
+    assert 3 <= checkpoint.step < 10
+    with caplog.at_level("INFO"):
+        pretrain("hubert_tiny", corpus=tiny_corpus, labels=[labels], output=folder, overrides=whole)
+    assert f"Going on from step {checkpoint.step}" in caplog.text
+    assert _losses(folder) == _losses(tmp_path / "whole")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_sigterm_saves_and_exits_in_order(
+    tiny_corpus: Path, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminate() -> None:
+        while not ((tmp_path / "log.jsonl").exists() and (tmp_path / "log.jsonl").read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    settings = ("train.save_every=100000", "train.steps=1000")
+    with pytest.raises(SystemExit) as stopped:
+        main(_command(tiny_corpus, labels, tmp_path, *settings)[2:])
+    thread.join()
+    assert stopped.value.code == 143
+    assert "goes on from there" in capsys.readouterr().err
+    checkpoint = last_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.step == read_log(tmp_path)[-1]["step"]
+
+
+def test_two_processes_and_accumulation_give_the_same_weights(tiny_corpus: Path, labels: Path, tmp_path: Path) -> None:
+    settings = ("train.precision=float32", "model.layerdrop=0.2", "train.steps=4", "train.log_every=2")
+    outcome = pretrain(
+        "hubert_tiny", corpus=tiny_corpus, labels=[labels], output=tmp_path / "one", overrides=(*FAST, *settings)
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    command = [*launcher, sys.executable, *_command(tiny_corpus, labels, tmp_path / "two", *settings)]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=0, atol=1e-5)
+    start = load_upstream("hubert_tiny", random_weights=0)
+    assert outcome.step == 4
+    assert len(start.state_dict()) > len(one)  # another depth: it was trained with the overrides
+    for (_, *left), (_, *right) in zip(_losses(tmp_path / "one"), _losses(tmp_path / "two"), strict=True):
+        assert left == pytest.approx(right, abs=1e-4)
+
+
+class _Broken(nn.Module):
+    """An objective whose loss is as told from the third micro-batch on."""
+
+    def __init__(self, loss: float, predicted: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.loss = loss
+        self.predicted = predicted
+        self.calls = 0
+
+    def forward(
+        self, waveform: Tensor, lengths: Tensor, codes: Sequence[Tensor], generator: torch.Generator
+    ) -> LossOutput:
+        self.calls += 1
+        factor = self.loss if self.calls >= 3 else 1.0
+        metrics = {"accuracy": torch.zeros(()), "prediction_usage": self.predicted}
+        return LossOutput(self.weight * factor, torch.ones(()), metrics)
+
+
+def _broken_run(module: nn.Module, corpus: Path, labels: Path, folder: Path, **changes: object) -> Pretraining:
+    sets = [load_labels(label_path(labels, "train"))]
+    dataset = PretrainDataset(_utterances(corpus), sets, CropConfig(16_000, 50.0, 0.5, 1.0, 0), cache_gb=1.0)
+    config = PretrainConfig(
+        steps=12, batches_per_step=1, batch_seconds=4, log_every=2, save_every=4, precision="float32",
+        accelerator="cpu", **changes,  # type: ignore[arg-type]  # a test's shorthand
+    )  # fmt: skip
+    return Pretraining(module, dataset, config, folder)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(tiny_corpus: Path, labels: Path, tmp_path: Path) -> None:
+    module = _Broken(float("nan"), torch.tensor([5.0, 5.0]))
+    with pytest.raises(TrainingError, match="not finite at step 3"):
+        _broken_run(module, tiny_corpus, labels, tmp_path).run()
+    assert not list_checkpoints(tmp_path / "checkpoints")  # none was written with broken weights
+
+
+def test_collapsed_predictions_stop_with_their_step(tiny_corpus: Path, labels: Path, tmp_path: Path) -> None:
+    module = _Broken(1.0, torch.tensor([9.0, 0.0]))
+    with pytest.raises(TrainingError, match=r"collapsed at step 6 \(perplexity 1\.00"):
+        _broken_run(module, tiny_corpus, labels, tmp_path, collapse_steps=6).run()
+
+
+def test_labels_of_another_corpus_are_refused(tiny_corpus: Path, labels: Path, tmp_path: Path) -> None:
+    found = load_labels(label_path(labels, "train"))
+    replace(found, corpus="another").save(label_path(tmp_path, "train"))
+    with pytest.raises(SpeechsslError, match="another corpus"):
+        pretrain("hubert_tiny", corpus=tiny_corpus, labels=[tmp_path], output=tmp_path / "o", overrides=FAST)
+    with pytest.raises(SpeechsslError, match="no labels"):
+        pretrain("hubert_tiny", corpus=tiny_corpus, labels=[tmp_path / "x"], output=tmp_path / "o", overrides=FAST)
+    with pytest.raises(SpeechsslError, match="can't be pre-trained"):
+        pretrain("mfcc", corpus=tiny_corpus, labels=[labels], output=tmp_path / "o")
+
+
+def test_settings_are_checked(tiny_corpus: Path) -> None:
+    with pytest.raises(ConfigError, match="steps"):
+        PretrainConfig(steps=0)
+    with pytest.raises(ConfigError, match="learning_rate"):
+        load_config(PretrainConfig(), overrides=["learning_rat=1"])
+    assert json.loads(json.dumps(PretrainConfig().__dict__))["batches_per_step"] == 32
