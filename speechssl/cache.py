@@ -1,25 +1,19 @@
 """Features of a frozen upstream, computed once, kept on disk, and read ever after.
 
-    <folder>/<upstream fingerprint>/upstream.json      name, weights
-                                   /<pack>.bin, .jsonl see `speechssl.packs`
-                                   /leases/            which packs a living process reads or writes
-
 The address of an array is its content: upstream fingerprint, layers, pooling, dtype and precision, the bytes of the
 audio file, and the stretch of it. Names, paths and times of change don't matter: a copied or renamed corpus hits too.
 Several processes may share a folder: one computes while those that want the same upstream wait for it, reading needs no
-lock, and what a living process holds is never evicted.
+lock, and what a living process holds is never evicted. The folder's layout is in `speechssl.cache_folder`.
 
 K layers, T frames, D width, B batch.
 """
 
-import json
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -29,17 +23,17 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from speechssl.audio import content_hash
+from speechssl.cache_folder import FORMAT, CacheEntry, evict, list_entries, make_upstream_folder
 from speechssl.errors import AudioError, SpeechsslError
 from speechssl.extraction import Precision, extract, measure, resolve_items
 from speechssl.feature_store import FeatureStore
-from speechssl.leases import Lease, leased
-from speechssl.packs import DTYPES, FULL, Pack, PackWriter, open_packs, pack_bytes, remove_pack
+from speechssl.leases import Lease
+from speechssl.packs import DTYPES, FULL, Pack, PackWriter, open_packs
 from speechssl.progress import progress
 from speechssl.types import Utterance
 from speechssl.upstream import Upstream
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
 PACK_BYTES = 1 << 29
 """A pack is closed and the next one begun at this size: the budget evicts whole packs."""
 
@@ -50,21 +44,6 @@ DType = Literal["float32", "bf16"]
 def default_folder() -> Path:
     """$SPEECHSSL_CACHE, or ~/.cache/speechssl."""
     return Path(os.environ.get("SPEECHSSL_CACHE") or "~/.cache/speechssl").expanduser()
-
-
-@dataclass(frozen=True)
-class CacheEntry:
-    """What the cache holds of one upstream."""
-
-    name: str
-    weights: str
-    fingerprint: str
-    packs: int
-    gigabytes: float
-    last_used: float
-    """Seconds since the epoch."""
-    in_use: bool
-    """Whether a living process reads or writes one of its packs."""
 
 
 class FeatureCache:
@@ -127,7 +106,7 @@ class FeatureCache:
                         workers=workers,
                         skip_bad=skip_bad,
                         bad=bad,
-                        make_room=self._evict,
+                        make_room=lambda: evict(self.folder, self.max_gb * 1e9),
                     )
             _add_twins(keys, held, bad)
             store = held.store(request, {i: k for i, k in keys.items() if k in held.packs})
@@ -152,17 +131,7 @@ class FeatureCache:
 
     def entries(self) -> list[CacheEntry]:
         """What is held, per upstream, last used first."""
-        found = []
-        for folder in _upstream_folders(self.folder):
-            about = _about(folder)
-            packs = list(folder.glob("*.bin"))
-            if packs:
-                size = sum(map(pack_bytes, packs)) / 1e9
-                used = max(p.stat().st_mtime for p in packs)
-                in_use = bool(leased(folder / "leases"))
-                entry = CacheEntry(about["name"], about["weights"], folder.name, len(packs), size, used, in_use)
-                found.append(entry)
-        return sorted(found, key=lambda e: -e.last_used)
+        return list_entries(self.folder)
 
     def trim(self, max_gb: float | None = None) -> int:
         """Evicts least recently used packs that nobody uses until the cache fits into `max_gb` (None = its budget).
@@ -171,27 +140,11 @@ class FeatureCache:
             freed bytes.
         """
         budget = self.max_gb if max_gb is None else max_gb
-        freed, left = self._evict(budget)
+        freed, left = evict(self.folder, budget * 1e9)
         if left > budget * 1e9:
             message = "The feature cache %s holds %.2f GB that are in use, above its budget of %.2f GB."
             logger.warning(message, self.folder, left / 1e9, budget)
         return freed
-
-    def _evict(self, max_gb: float | None = None) -> tuple[int, int]:
-        """Returns the bytes freed, and those left."""
-        budget = (self.max_gb if max_gb is None else max_gb) * 1e9
-        packs = sorted((p for f in _upstream_folders(self.folder) for p in f.glob("*.bin")), key=_last_used)
-        total, freed = sum(map(pack_bytes, packs)), 0
-        for path in packs:
-            if total - freed <= budget:
-                break
-            with FileLock(path.parent / "index.lock"):
-                if path.name not in leased(path.parent / "leases"):
-                    freed += pack_bytes(path)
-                    remove_pack(path)
-        if freed:
-            logger.info("Evicted %.2f GB of features from %s.", freed / 1e9, self.folder)
-        return freed, total - freed
 
 
 class _Request:
@@ -222,7 +175,7 @@ class _Request:
             "dtype": kept_as,
             "precision": precision,
         }
-        self.folder = _make_folder(root, upstream)
+        self.folder = make_upstream_folder(root, upstream)
 
     def serves(self, header: Mapping[str, Any]) -> bool:
         """Whether a pack with this header holds what is wanted, or more layers of it."""
@@ -393,32 +346,3 @@ def _turn(request: _Request) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _make_folder(root: Path, upstream: Upstream) -> Path:
-    folder = root / upstream.fingerprint()
-    try:
-        (folder / "leases").mkdir(parents=True, exist_ok=True)
-        about = {"format": FORMAT, "name": upstream.name, "weights": upstream.weights}
-        (folder / "upstream.json").write_text(json.dumps(about), encoding="utf-8")
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise SpeechsslError(
-            f"The feature cache {root} can't be written ({error.strerror}): choose another folder."
-        ) from error
-    return folder
-
-
-def _upstream_folders(root: Path) -> list[Path]:
-    return sorted(p.parent for p in root.glob("*/upstream.json"))
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    try:
-        about: dict[str, Any] = json.loads((folder / "upstream.json").read_text(encoding="utf-8"))
-        return {"name": str(about["name"]), "weights": str(about["weights"])}
-    except (KeyError, TypeError, ValueError):
-        return {"name": "?", "weights": "?"}
-
-
-def _last_used(path: Path) -> float:
-    return path.stat().st_mtime if path.exists() else 0.0
