@@ -155,7 +155,7 @@ def test_the_verdict_says_who_wins_and_whether_intervals_overlap() -> None:
     single = simple("ours", "folder", [0.1]) + simple("base", "none", [0.5])
     assert "too few seeds for an interval" in verdict(group_runs(single))
     assert verdict(group_runs(simple("a", "none", [0.3]) + simple("b", "none", [0.2]))) == (
-        "The best mean has “b” on ASR (m)."
+        "Best mean: “b” on ASR (m)."
     )
 
 
@@ -196,7 +196,7 @@ def test_missing_and_broken_pieces_are_named_and_not_fatal(tmp_path: Path, caplo
     bad = tmp_path / "runs" / "bad"
     bad.mkdir(parents=True)
     (bad / "result.json").write_text("{ not json")
-    (bad / "log.jsonl").write_bytes(b"\xff\xfe\n")
+    (tmp_path / "runs" / "log.jsonl").write_bytes(b"\xff\xfe\n")
     folder = tmp_path / "runs" / "vc"
     make_result("voice_conversion", "fbank", 0, folder).save(folder)
     (folder / "c0.wav").unlink()
@@ -206,10 +206,10 @@ def test_missing_and_broken_pieces_are_named_and_not_fatal(tmp_path: Path, caplo
     (folder / "scores.tsv").unlink()
     written = write_report([tmp_path / "runs"], tmp_path / "out")
     text = html_module.unescape(written.path.read_text())
-    for piece in (bad / "result.json", bad / "log.jsonl", "c0.wav", "s1.wav", folder / "scores.tsv"):
+    for piece in (bad / "result.json", tmp_path / "runs" / "log.jsonl", "c0.wav", "s1.wav", folder / "scores.tsv"):
         assert sum(str(piece) in problem for problem in written.problems) == 1
         assert str(piece) in text
-    assert str(bad / "result.json") in caplog.text
+    assert all(problem in caplog.text for problem in written.problems)
     assert "DET curves" not in text
     assert "Voice conversion" in text
 
@@ -230,6 +230,13 @@ def test_pretraining_alone_gives_a_page(tmp_path: Path) -> None:
     assert "Masked accuracy" in text
     assert "12 min 00 s" in text
     assert 'id="results"' not in text
+
+
+def test_the_log_of_a_task_is_no_pretraining(tmp_path: Path) -> None:
+    for name, mark in (("task", "task.json"), ("one", "config.json")):
+        write_pretraining(tmp_path / name, 1.0)
+        (tmp_path / name / mark).write_text("{}")
+    assert [log.name for log in collect([tmp_path]).pretraining] == ["one"]
 
 
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:

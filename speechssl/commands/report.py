@@ -25,5 +25,5 @@ def command(
     if written.results:
         console.print(console_table(written.results))
     if written.problems:
-        console.print(f"{len(written.problems)} remarks on missing or doubtful pieces stand at the end of the page.")
+        console.print(f"{len(written.problems)} missing or doubtful pieces are named at the end of the page.")
     console.print(f"Wrote {written.path} ({written.path.stat().st_size / 1e6:.1f} MB).", markup=False)

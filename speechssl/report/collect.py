@@ -1,7 +1,6 @@
 """Finds finished runs and pre-training logs below some folders, and says what could not be read."""
 
 import json
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import Any
 from speechssl.errors import ManifestError
 from speechssl.result import RunResult, load_result
 
-logger = logging.getLogger(__name__)
+TASK_FILES = ("task.json", "result.json")
+"""What marks a folder as the run of a task, whose own log is no pre-training log."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Collection:
 def collect(folders: Sequence[Path]) -> Collection:
     """Searches folders recursively for `result.json` and for `log.jsonl` of pre-training.
 
-    A broken file is named in `problems` and logged; it never stops the report.
+    A broken file is named in `problems`; it never stops the report.
 
     Raises:
         ManifestError: a folder does not exist, or nothing at all was found.
@@ -55,8 +55,6 @@ def collect(folders: Sequence[Path]) -> Collection:
     problems: list[str] = []
     runs = [r for path, _ in _find(folders, "result.json") if (r := _run(path, problems)) is not None]
     logs = [p for path, root in _find(folders, "log.jsonl") if (p := _pretraining(path, root, problems)) is not None]
-    for problem in problems:
-        logger.warning("%s", problem)
     if not runs and not logs:
         where = ", ".join(str(f) for f in folders)
         reason = " ".join(problems) or "run a task first."
@@ -122,6 +120,8 @@ def corpus_key(result: RunResult) -> str:
 
 
 def _pretraining(path: Path, root: Path, problems: list[str]) -> Pretraining | None:
+    if any((path.parent / name).exists() for name in TASK_FILES):
+        return None
     columns: dict[str, dict[int, float]] = {}
     broken = 0
     try:

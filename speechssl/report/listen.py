@@ -1,6 +1,5 @@
 """Listening examples: what each upstream made of the same title, side by side; what all share is shown once."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from speechssl.report.plots import spectrogram_figure
 from speechssl.report.summary import Group
 from speechssl.report.words import format_count, metric_title
 
-logger = logging.getLogger(__name__)
 SPECTROGRAMS = 3  # titles of each task that get spectrograms; more make the page heavy
 
 
@@ -57,8 +55,8 @@ def listen_block(groups: Sequence[Group], runs: Sequence[Run], budget: Budget, *
     if any(p.spectrogram for e in examples for p in e.players):
         caption += (
             " Spectrograms: time runs to the right, frequency (mel scale) upwards; brighter is louder, over 80 dB. "
-            "White line: pitch (F0) where speech is voiced. Sharp, evenly spaced bands mean clean harmonics; blur and "
-            "stripes mean artefacts."
+            "Light blue line: pitch (F0) where speech is voiced. Sharp, evenly spaced bands mean clean harmonics; blur "
+            "and stripes mean artefacts."
         )
     if len(titles) > limit:
         caption += f" {format_count(len(titles) - limit)} more are in the run folders."

@@ -1,5 +1,6 @@
 """Puts the report together and writes it: one HTML file with everything inside."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,6 +17,8 @@ from speechssl.report.summary import Group, by_task, group_runs, labels_of, verd
 from speechssl.report.table import breakdown_tables, cost_table, details_table, main_table
 from speechssl.report.words import better_words, metric_title, task_title
 from speechssl.result import RunResult
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ def write_report(
     """
     collection = collect(folders)
     html, problems = render_page(collection, title=title, examples=examples)
+    for problem in problems:
+        logger.warning("%s", problem)
     output.mkdir(parents=True, exist_ok=True)
     path = output / "index.html"
     partial = path.with_suffix(".partial")

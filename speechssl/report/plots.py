@@ -174,7 +174,7 @@ def spectrogram_figure(spectrogram: NDArray[np.float32], *, f0_band: Floats | No
         interpolation="nearest",
     )
     if f0_band is not None:
-        axes.plot(np.arange(f0_band.size) * 0.01, f0_band, color="#ffffff", linewidth=1.2)
+        axes.plot(np.arange(f0_band.size) * 0.01, f0_band, color="#00e5ff", linewidth=1.4)
     kilohertz = (0.5, 1, 2, 4, 8)
     axes.set_yticks(mel_band(np.array(kilohertz) * 1000.0), [f"{k:g}" for k in kilohertz], fontsize=9)
     axes.set_ylim(-0.5, spectrogram.shape[0] - 0.5)

@@ -202,4 +202,4 @@ def _winners(tasks: Mapping[str, Sequence[Group]]) -> str:
         f"“{'” and “'.join(sorted(best_labels(g)))}” on {task_title(t)} ({metric_title(g[0].metric)})"
         for t, g in tasks.items()
     ]
-    return f"The best mean has {join_words(parts)}."
+    return f"Best mean: {join_words(parts)}."
