@@ -108,6 +108,16 @@ def test_secondary_metrics_and_languages_are_those_of_the_results(text: str, run
     assert tables["EER of trivial cues"][0] == ["Trivial cues", "Every upstream"]
 
 
+def test_costs_are_summed_over_the_seeds(text: str) -> None:
+    header, row = outline(text).tables["Cost of the runs"][:2]
+    found = dict(zip(header, row, strict=True))
+    assert found["Task, upstream"] == "ASR|fbank"
+    assert (found["Features"], found["Total"]) == ("12.7 s", "5 min 19 s")
+    assert (found["Utterances computed"], found["From cache"]) == ("900", "1\u202f800")
+    assert found["Times real time"] == "400"  # 5000 s of audio in the 12.5 s of the run that computed
+    assert found["Best step"] == "700"
+
+
 def test_an_interval_over_seeds_equals_scipy() -> None:
     values = [0.31, 0.29, 0.335, 0.30]
     found = summarise([MetricValue(v, 10) for v in values])

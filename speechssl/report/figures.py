@@ -105,10 +105,10 @@ def pretraining_table(logs: Sequence[Pretraining]) -> Table:
                 Cell(f"{100 * accuracy[-1][1]:.1f} %" if accuracy else "–"),
             ]
         )
-    names = ("Run", "Steps", "Wall time", "Audio s per s (median)", "Last loss", "Last masked accuracy")
+    names = ("Run", "Steps", "Wall time", "Times real time (median)", "Last loss", "Last masked accuracy")
     caption = (
-        "Wall time: the sum of the logged stretches, whatever interruptions there were. Audio s per s: seconds of "
-        "audio that training takes in per second; higher is faster."
+        "Wall time: the sum of the logged stretches, whatever interruptions there were. Times real time: seconds of "
+        "audio that training takes in per second of wall time; higher is faster."
     )
     return Table("Pre-training runs", caption, [Cell(n) for n in names], rows)
 

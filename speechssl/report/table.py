@@ -151,11 +151,11 @@ def cost_table(groups: Sequence[Group]) -> Table:
     """What each task and upstream cost, over all seeds."""
     stages = list(dict.fromkeys(s for g in groups for r in g.results for s in r.seconds))
     header = ["Task, upstream", "Seeds", *(f"{s}" for s in stages), "total", "Utterances computed", "from cache"]
-    header += ["Audio s per s", "Trained parameters", "Upstream parameters", "Best step"]
-    rows = [[Cell(f"{task_title(g.task)}, {g.label}"), *_cost(g, stages)] for g in groups]
+    header += ["Times real time", "Trained parameters", "Best step"]
+    rows = [[Cell(task_title(g.task), g.label), *_cost(g, stages)] for g in groups]
     caption = (
         "Wall time of all seeds together, by stage. “Utterances computed” went through the upstream; the others were "
-        "read from the feature cache. “Audio s per s”: seconds of audio that passed the upstream per second of the "
+        "read from the feature cache. “Times real time”: seconds of audio that passed the upstream per second of the "
         "feature stage (higher is faster; – where all came from the cache). Best step: mean over the seeds."
     )
     return Table("Cost of the runs", caption, [Cell(capital(h)) for h in header], rows)
@@ -176,7 +176,6 @@ def _cost(group: Group, stages: Sequence[str]) -> list[Cell]:
         Cell(format_count(cached)),
         Cell(_throughput(results)),
         Cell(", ".join(format_parameters(p) for p in trained)),
-        Cell(format_parameters(results[0].upstream.parameters)),
         Cell(format_count(steps)),
     ]
 
