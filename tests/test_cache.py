@@ -386,3 +386,34 @@ def test_the_command_line_shows_and_trims(
             main(argv)
         assert not stop.value.code
         assert (upstream.fingerprint() in capsys.readouterr().out) is held
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_cache import Framer
+from speechssl.cache import FeatureCache
+from speechssl.types import Utterance
+
+class Killed(Framer):
+    def compute(self, *args):
+        if self.calls >= 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().compute(*args)
+
+Killed.__qualname__ = Framer.__qualname__
+files = sorted(Path({folder!r}).glob("u*.flac"))
+utterances = [Utterance(p.stem, str(p)) for p in files]
+FeatureCache({cache!r}).features(Killed(), utterances, batch_seconds=1.5)
+"""
+
+
+def test_a_kill_keeps_what_was_computed(cache: FeatureCache, utterances: list[Utterance], tmp_path: Path) -> None:
+    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), cache=str(cache.folder))
+    assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode < 0
+    upstream = Framer()
+    store = cache.features(upstream, utterances)
+    assert store.from_cache >= 6 and store.computed == 12 - store.from_cache == upstream.calls
+    for name, expected in direct(upstream, utterances).items():
+        torch.testing.assert_close(store.get(name).float(), expected, atol=1e-4, rtol=2**-7)

@@ -46,7 +46,8 @@ def command(
     table.add_row("left out as bad", str(len(summary.bad)), "", "")
     console = Console()
     console.print(table)
-    console.print(f"{summary.audio_rate:.1f} seconds of audio per second; index: {folder.index}")
+    rate = f"{summary.audio_rate:.1f} seconds of audio per second; " if summary.computed.utterances else ""
+    console.print(f"{rate}index: {folder.index}")
     if summary.bad:
         console.print(f"Left out: see {folder.bad}")
 
