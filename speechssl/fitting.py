@@ -229,7 +229,7 @@ class Fit:
             loss = out.loss_sum / size
             loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         norm = nn.utils.clip_grad_norm_(self.probe.parameters(), self.config.clip_norm)
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value) or not math.isfinite(float(norm)):
             raise SpeechsslError(
                 f"The loss of '{self.task.name}' is {value} at step {step} (gradient norm {float(norm)}): "

@@ -11,11 +11,11 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
 import queue
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -58,7 +58,9 @@ class RunOptions:
     """None = `speechssl.cache.default_folder()`."""
     cache_gb: float = 20.0
     jobs: int = 1
-    """Processes; each trains one head at a time, on cores / jobs threads."""
+    """Processes; each trains one head at a time."""
+    threads: int = 1
+    """Of each training on the CPU. Small heads gain nothing from more, and one gives the same numbers everywhere."""
     device: str = "cpu"
     precision: Literal["float32", "bf16"] = "float32"
     """Of the upstream; 'bf16' is autocast."""
@@ -266,15 +268,17 @@ def _run_all(
     with progress(f"Training {len(jobs)} runs of {task.name}", total, unit="steps") as advance:
         if workers > 1:
             return _run_in_pool(jobs, workers, advance)
-        return {job.folder: _execute(job, corpus, task, data=data, store=stores[job.card.info.label], advance=advance) for job in jobs}
+        return {
+            job.folder: _execute(job, corpus, task, data=data, store=stores[job.card.info.label], advance=advance)
+            for job in jobs
+        }
 
 
 def _run_in_pool(jobs: Sequence[_Job], workers: int, advance: Any) -> dict[Path, RunResult]:
     # Forked children of a process whose torch has started threads can hang; fresh ones can't.
     context = multiprocessing.get_context("spawn")
     steps: Any = context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(steps, threads)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(steps,)) as pool:
         futures: dict[Future[RunResult], Path] = {pool.submit(_execute_alone, job): job.folder for job in jobs}
         pending = set(futures)
         try:
@@ -302,12 +306,11 @@ _steps: Any = None
 """In a worker process: the queue that its progress goes to."""
 
 
-def _start_worker(steps: Any, threads: int) -> None:
+def _start_worker(steps: Any) -> None:
     global _steps  # noqa: PLW0603  a pool hands queues over in no other way
     _steps = steps
     # Ctrl-C reaches the whole group: the parent says so, workers just end.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    torch.set_num_threads(threads)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
 
 
@@ -317,14 +320,10 @@ def _execute_alone(job: _Job) -> RunResult:
     task = build_task(job.task, job.config)
     data = task.prepare(corpus)
     store = compute_features(CachedUpstream(job.card), task, data, job.options)
-    return _execute(
-        job, corpus, task, data=data, store=store, advance=lambda amount, note: _steps.put((amount, note))
-    )
+    return _execute(job, corpus, task, data=data, store=store, advance=lambda amount, note: _steps.put((amount, note)))
 
 
-def _execute(
-    job: _Job, corpus: Corpus, task: Task, *, data: TaskData, store: FeatureStore, advance: Any
-) -> RunResult:
+def _execute(job: _Job, corpus: Corpus, task: Task, *, data: TaskData, store: FeatureStore, advance: Any) -> RunResult:
     data = _without_bad(data, store)
     title = f"{job.card.info.label} seed {job.seed}"
     fit = Fit(
@@ -337,11 +336,22 @@ def _execute(
         device=job.options.device,
         report=lambda amount, note: advance(amount, f"{title} {note}"),
     )
-    fitted = fit.run()
+    with _threads(job.options.threads):
+        fitted = fit.run()
     result = _result(job, corpus, task, fit, fitted)
     save_task(job.folder, task, data, card=job.card, layers=store.layers, size=store.hidden_size)
     result.save(job.folder)
     return result
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _without_bad(data: TaskData, store: FeatureStore) -> TaskData:

@@ -43,7 +43,8 @@ def once(corpus: Path, out: Path, options: RunOptions, **changes: Any) -> list[R
 
 
 def numbers(result: RunResult) -> list[Any]:
-    return [result.curves, {k: v.value for k, v in result.test.metrics.items()}, result.layer_weights, result.best_step]
+    curves = {k: [tuple(point) for point in v] for k, v in result.curves.items()}
+    return [curves, {k: v.value for k, v in result.test.metrics.items()}, result.layer_weights, result.best_step]
 
 
 def test_a_run_leaves_a_result_a_head_and_a_log(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
@@ -154,10 +155,7 @@ def test_processes_give_the_numbers_of_one_process(tiny_corpus: Path, tmp_path: 
     alone = once(tiny_corpus, tmp_path / "one", options, seeds=[0, 1])
     pooled = once(tiny_corpus, tmp_path / "two", dataclasses.replace(options, jobs=2), seeds=[0, 1])
     for first, second in zip(alone, pooled, strict=True):
-        assert first.test.metrics["cer"].value == pytest.approx(second.test.metrics["cer"].value, abs=0.02)
-        assert [v for _, v in first.curves["train loss"]] == pytest.approx(
-            [v for _, v in second.curves["train loss"]], abs=1e-3
-        )
+        assert numbers(first) == numbers(second)
 
 
 def test_several_upstreams_go_in_one_call(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
@@ -219,7 +217,7 @@ def test_a_bad_file_stops_the_run_or_is_left_out_and_counted(
     corpus = tmp_path / "corpus"
     shutil.copytree(tiny_corpus, corpus)
     (corpus / "audio/aa0-00.flac").write_text("no audio")
-    with pytest.raises(SpeechsslError, match="aa0-00.flac"):
+    with pytest.raises(SpeechsslError, match=r"aa0-00\.flac"):
         once(corpus, tmp_path / "exp", options)
     skip = dataclasses.replace(options, skip_bad=True)
     (result,) = once(corpus, tmp_path / "exp", skip)
@@ -228,7 +226,7 @@ def test_a_bad_file_stops_the_run_or_is_left_out_and_counted(
 
 def test_a_loss_that_is_not_finite_stops_with_its_step(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, learning_rate=1e30))
-    with pytest.raises(SpeechsslError, match="at step .*learning_rate"):
+    with pytest.raises(SpeechsslError, match=r"at step .*learning_rate"):
         once(tiny_corpus, tmp_path / "exp", options, config=config)
 
 
@@ -237,7 +235,7 @@ def test_names_that_nobody_registered_are_answered_with_near_ones(tmp_path: Path
         resolve_config("asrr")
     with pytest.raises(UnknownNameError, match="'asr_demo'"):
         resolve_config("asr_dmo")
-    with pytest.raises(ConfigError, match="train.stepps"):
+    with pytest.raises(ConfigError, match=r"train\.stepps"):
         resolve_config("asr", overrides=["train.stepps=3"])
     assert resolve_config("asr_demo", overrides=["train.steps=3"])[1].train.steps == 3
 
@@ -286,4 +284,4 @@ def test_the_command_line_runs_a_task_and_applies_it(
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--set", "train.stps=4"])
     assert stopped.value.code == 1
-    assert "train.steps" in capsys.readouterr().err
+    assert "Did you mean 'steps'" in capsys.readouterr().err

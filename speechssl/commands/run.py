@@ -34,6 +34,7 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     out: Annotated[Path, typer.Option("--out", "-o", help="Results go to OUT/TASK/LABEL/seedK.")] = Path("exp"),
     random_weights: Annotated[int | None, typer.Option(help="Seed; gives every upstream random weights.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Heads trained at once.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of each training on the CPU.")] = 1,
     cache: Annotated[Path | None, typer.Option(help="Folder of the feature cache.")] = None,
     cache_gb: Annotated[float, typer.Option(help="Its size budget, 10^9 bytes.")] = 20.0,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
@@ -50,7 +51,9 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     from speechssl.runner import RunOptions, run
 
     if label and len(label) != len(upstream):
-        raise ConfigError(f"`--label` must be given once per upstream, {len(upstream)} times, but is given {len(label)}.")
+        raise ConfigError(
+            f"`--label` must be given once per upstream, {len(upstream)} times, but is given {len(label)}."
+        )
     specs = [f"{name}={text}" for name, text in zip(label, upstream, strict=True)] if label else upstream
     results = run(
         task,
@@ -66,6 +69,7 @@ def command(  # noqa: PLR0917  typer calls it by keyword
             cache_folder=None if cache is None else str(cache),
             cache_gb=cache_gb,
             jobs=jobs,
+            threads=threads,
             device=device,
             precision=precision,
             skip_bad=skip_bad,

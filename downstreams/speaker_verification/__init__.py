@@ -1,0 +1,1 @@
+"""Speaker verification: do two utterances have one speaker?"""

@@ -1,0 +1,64 @@
+"""Settings of speaker verification; see README.md for where each comes from."""
+
+from dataclasses import dataclass
+
+from speechssl.task import FeatureConfig, TaskConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class SpeakerVerificationConfig(TaskConfig):
+    """SUPERB's speaker verification."""
+
+    languages: tuple[str, ...] | None = None
+    """Languages to train and test on; None = all."""
+    max_train_utterances: int | None = None
+    """Most training utterances per speaker, chosen by a hash of their ids; None = all."""
+    max_eval_utterances: int | None = 60
+    """Most dev, and most test, utterances per speaker and language: trials grow with its square. None = all."""
+    max_trials: int = 20_000
+    """Most trials of each kind and label, drawn evenly; what is beyond is counted in the log."""
+    frame_rate: float | None = None
+    """Hz; frames are stacked to about this rate first. None = the upstream's own."""
+    project_size: int = 512
+    """Width after the first linear layer, and of the first four time-delay layers."""
+    pooled_size: int = 1500
+    """Width of the last time-delay layer, whose mean and standard deviation are taken."""
+    embedding_size: int = 512
+    scale: float = 30.0
+    margin: float = 0.4
+
+
+SUPERB = SpeakerVerificationConfig(
+    train=TrainConfig(
+        steps=200_000,
+        # S3PRL accumulates 5 batches of 10; one of 50 has the same gradient.
+        batch_seconds=400.0,
+        max_batch_size=50,
+        max_duration=8.0,
+        optimizer="adamw",
+        weight_decay=0.01,
+        learning_rate=1e-4,
+        clip_norm=1e3,
+        evaluate_every=10_000,
+    )
+)
+DEMO = SpeakerVerificationConfig(
+    train=TrainConfig(
+        steps=300,
+        batch_seconds=96.0,
+        max_batch_size=32,
+        max_duration=3.0,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        warmup_steps=20,
+        schedule="linear",
+        evaluate_every=50,
+    ),
+    features=FeatureConfig(normalize=True),
+    max_eval_utterances=40,
+    frame_rate=50.0,
+    project_size=128,
+    pooled_size=384,
+    embedding_size=128,
+)
+PRESETS = {"speaker_verification": SUPERB, "speaker_verification_demo": DEMO}
