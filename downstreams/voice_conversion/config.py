@@ -16,6 +16,8 @@ class HeadConfig:
     width: int = 256
     blocks: int = 3
     """Residual blocks at the rate of the features."""
+    refining_blocks: int = 2
+    """Residual blocks at the rate of the log-mel."""
     kernel: int = 5
     """Frames that each convolution sees."""
 
@@ -66,9 +68,10 @@ PRESETS: dict[str, VoiceConversionConfig] = {
     "voice_conversion": VoiceConversionConfig(),
     "voice_conversion_demo": VoiceConversionConfig(
         train=TrainConfig(
-            steps=240, batch_seconds=40.0, optimizer="adamw", learning_rate=1e-3, warmup_steps=20,
-            schedule="cosine", evaluate_every=120,
+            steps=400, batch_seconds=20.0, optimizer="adamw", learning_rate=2e-3, warmup_steps=20,
+            schedule="cosine", evaluate_every=200,
         ),
+        head=HeadConfig(width=192, blocks=2, refining_blocks=1, kernel=3),
         train_minutes=20.0,
         source_seconds=(2.0, 4.0),
         targets=6,

@@ -13,7 +13,7 @@ from speechssl.lengths import lengths_to_padding_mask
 
 
 class MelHead(nn.Module):
-    """Standardisation, residual convolutions at the feature rate, interpolation, two convolutions at the mel rate.
+    """Standardisation, residual convolutions at the rate of the features, interpolation, and more at the mel rate.
 
     Frames beyond `lengths` are zero before every convolution, as beyond the ends, so an utterance's mel does not
     depend on its batch.
@@ -32,12 +32,14 @@ class MelHead(nn.Module):
         """
         super().__init__()
         self.scale = mel_rate / frame_rate
-        width, padding = config.width, config.kernel // 2
+        width = config.width
         self.standardise = nn.BatchNorm1d(size, affine=False)
         self.project = nn.Linear(size, width)
         self.blocks = nn.ModuleList(_Block(width, config.kernel) for _ in range(config.blocks))
-        self.refine = nn.ModuleList([nn.Conv1d(width, width, config.kernel, padding=padding), _Block(width, 3)])
+        self.refine = nn.ModuleList(_Block(width, config.kernel) for _ in range(config.refining_blocks))
         self.out = nn.Linear(width, n_mels)
+        # What a frame says of the spectrum linearly need not be learned through the convolutions.
+        self.shortcut = nn.Linear(size, n_mels)
         nn.init.constant_(self.out.bias, -5.0)  # the mean log-mel of speech at a usual level
 
     def mel_lengths(self, lengths: Tensor) -> Tensor:
@@ -54,17 +56,18 @@ class MelHead(nn.Module):
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, D) and (B,) valid frames -> (B, T', M) log-mel, T' = mel_lengths(lengths).max()."""
         valid = ~lengths_to_padding_mask(lengths, features.size(1))  # (B, T)
-        hidden = features.new_zeros(*features.shape[:2], self.project.out_features)
-        hidden = hidden.masked_scatter(valid[..., None], self.project(self.standardise(features[valid])))
-        hidden = hidden.transpose(1, 2)  # (B, H, T)
+        standard = torch.zeros_like(features)
+        standard[valid] = self.standardise(features[valid])
+        hidden = self.project(standard).transpose(1, 2)  # (B, H, T)
         for block in self.blocks:
             hidden = block(hidden, valid[:, None])
         out_lengths = self.mel_lengths(lengths)
         hidden = self._to_mel_rate(hidden, lengths)[:, :, : int(out_lengths.max())]  # (B, H, T')
+        shortcut = self._to_mel_rate(self.shortcut(standard).transpose(1, 2), lengths)[:, :, : hidden.size(2)]
         valid = ~lengths_to_padding_mask(out_lengths)
-        hidden = self.refine[0](torch.where(valid[:, None], hidden, 0.0))
-        hidden = self.refine[1](hidden, valid[:, None])
-        mel: Tensor = self.out(hidden.transpose(1, 2))  # (B, T', M)
+        for block in self.refine:
+            hidden = block(hidden, valid[:, None])
+        mel: Tensor = self.out(hidden.transpose(1, 2)) + shortcut.transpose(1, 2)  # (B, T', M)
         return mel
 
     def _to_mel_rate(self, hidden: Tensor, lengths: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any, cast
 import soundfile
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from downstreams.voice_conversion import scoring
 from downstreams.voice_conversion.bounds import CONDITIONS, Bounds, copy_path, load_bounds, read, resample
@@ -27,6 +28,7 @@ from downstreams.voice_conversion.judges import SAMPLE_RATE
 from downstreams.voice_conversion.knn import convert, prematch
 from downstreams.voice_conversion.scoring import Verdict, give_verdict, mean_value, score_metrics
 from speechssl.data.corpus import Corpus
+from speechssl.errors import SpeechsslError
 from speechssl.result import Evaluation, MetricValue
 from speechssl.task import Task, TaskData
 from speechssl.types import LossOutput, Utterance
@@ -48,15 +50,18 @@ class VoiceConversion(Task):
         self._mels: dict[str, Tensor] = {}
         if config.judges == "none":
             # Without judges the one measure left is how well held-out speech of the targets is given back.
-            self.metric = "mel_distance"  # type: ignore[misc]  # decided by the config of this instance
-            self.higher_is_better = False  # type: ignore[misc]  # likewise
+            self.metric = "mel_distance"
+            self.higher_is_better = False
 
+    @override
     def prepare(self, corpus: Corpus) -> TaskData:
         return make_data(corpus, self.config)
 
+    @override
     def build_head(self, size: int, frame_rate: float, data: TaskData) -> nn.Module:
         return MelHead(size, frame_rate, n_mels=MEL.n_mels, mel_rate=MEL.frame_rate, config=self.config.head)
 
+    @override
     def loss(
         self,
         head: nn.Module,
@@ -81,12 +86,14 @@ class VoiceConversion(Task):
         per_frame = torch.cat(errors)
         return LossOutput(per_frame.sum(), torch.tensor(per_frame.numel(), device=per_frame.device))
 
+    @override
     def predict(
         self, head: nn.Module, features: Tensor, lengths: Tensor, utterances: Sequence[Utterance], data: TaskData
     ) -> list[Any]:
         """The features of each utterance, (T, D): conversion needs those of a source and of its target's reference."""
         return [features[row, : int(lengths[row])].float().cpu() for row in range(len(utterances))]
 
+    @override
     def evaluate(
         self, head: nn.Module, predictions: Mapping[str, Any], data: TaskData, split: str, folder: Path
     ) -> Evaluation:
@@ -117,6 +124,31 @@ class VoiceConversion(Task):
         if split != "test":
             return Evaluation(metrics)
         return self._report(metrics, verdicts, waveforms, plan, bounds, kept, folder)
+
+    @override
+    def infer(
+        self,
+        head: nn.Module,
+        features: Mapping[str, Tensor],
+        utterances: Sequence[Utterance],
+        data: TaskData,
+        folder: Path,
+    ) -> Any:
+        """Says what the first file says in the voice of the others; writes `converted.flac`.
+
+        Returns:
+            source, voice (paths), converted (path), vocoder.
+        """
+        if len(utterances) < 2:
+            raise SpeechsslError("Conversion needs two files or more: first the source, then speech of the target.")
+        source, *voice = utterances
+        reference = torch.cat([features[u.id].float().cpu() for u in voice])
+        mel = self.convert(cast(MelHead, head).cpu(), features[source.id].float().cpu(), reference)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "converted.flac"
+        soundfile.write(path, synthesise(self.vocoder, mel).numpy(), MEL.sample_rate)
+        voices = [u.path for u in voice]
+        return {"source": source.path, "voice": voices, "converted": str(path), "vocoder": self.vocoder.name}
 
     @torch.inference_mode()
     def convert(self, head: MelHead, source: Tensor, reference: Tensor) -> Tensor:
