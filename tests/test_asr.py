@@ -51,7 +51,7 @@ def test_an_utterance_scores_the_same_alone_and_padded() -> None:
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
 @settings(deadline=None, max_examples=60)
 def test_greedy_decoding_merges_repeats_and_drops_blanks(path: list[int]) -> None:
-    scores = torch.nn.functional.one_hot(torch.tensor([path + [1, 2]]), 4).float()
+    scores = torch.nn.functional.one_hot(torch.tensor([[*path, 1, 2]]), 4).float()
     expected, last = [], 0
     for label in path:
         if label not in (0, last):
@@ -148,7 +148,7 @@ def test_splits_hold_the_languages_asked_for_and_only_transcribed_speech(tiny_co
     assert len(some["train"]) == 5
     assert {u.labels["language"] for part in some.values() for u in part} == {"bb"}
     assert some == read_splits(corpus, AsrConfig(languages=("bb",), max_train_utterances=5))
-    with pytest.raises(ManifestError, match="'zz'.*aa, bb"):
+    with pytest.raises(ManifestError, match=r"'zz'.*aa, bb"):
         read_splits(corpus, AsrConfig(languages=("zz",)))
 
 

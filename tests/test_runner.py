@@ -59,7 +59,7 @@ def test_a_run_leaves_a_result_a_head_and_a_log(tiny_corpus: Path, tmp_path: Pat
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert sum("loss" in row for row in rows) == 12
     assert [step for step, _ in result.curves["dev wer"]] == [4, 8, 12]
-    assert result.features["computed"] == len({p for p in (tiny_corpus / "audio").iterdir()}) - 2
+    assert result.features["computed"] == len(list((tiny_corpus / "audio").iterdir())) - 2
     assert result.corpus["fingerprint"] and result.upstream.fingerprint and result.versions["torch"]
 
 
