@@ -31,7 +31,7 @@ def frame_levels(waveform: Tensor) -> Tensor:
 def trim_silence(waveform: Tensor, threshold_db: float) -> Tensor:
     """Cuts what lies `threshold_db` below the loudest frame from both ends, (S,) -> (S',)."""
     levels = frame_levels(waveform)
-    if levels.numel() == 0:
+    if levels.numel() == 0 or not bool(levels.isfinite().all()):
         return waveform
     active = (levels >= levels.max() - threshold_db).nonzero()[:, 0]
     return waveform[int(active[0]) * HOP : int(active[-1]) * HOP + FRAME]

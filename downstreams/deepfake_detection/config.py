@@ -17,7 +17,7 @@ class ConditioningConfig:
     low_hz: float = 80.0
     high_hz: float = 6_500.0
     """The band that all sources share: G.722 recordings and their Vorbis kin end below 7 kHz."""
-    snr_db: tuple[float, float] = (20.0, 30.0)
+    snr_db: tuple[float, float] = (30.0, 40.0)
     """White noise added to hide digital silence and noise floors, drawn uniformly from this range, dB."""
     codec: Literal["vorbis", "mp3", "none"] = "vorbis"
     level_db: float = -26.0
@@ -54,6 +54,8 @@ class HeadConfig:
     """The classifier behind the weighted sum (see head.py)."""
 
     width: int = 128
+    kernel: int = 3
+    """Frames that the first layer sees at once."""
     attention: int = 64
     dropout: float = 0.2
 
@@ -69,7 +71,7 @@ class DeepfakeConfig(TaskConfig):
 
 
 _DEMO_SPOOF = SpoofConfig(
-    train=SplitSize(real=400, per_attack=250),
+    train=SplitSize(real=500, per_attack=300),
     dev=SplitSize(real=150, per_attack=60),
     test=SplitSize(real=250, per_attack=70),
 )
@@ -80,7 +82,7 @@ PRESETS = {
         features=FeatureConfig(normalize=True),
     ),
     "deepfake_detection_demo": DeepfakeConfig(
-        train=TrainConfig(steps=400, batch_seconds=48.0, evaluate_every=50, optimizer="adamw", weight_decay=1e-2),
+        train=TrainConfig(steps=400, batch_seconds=48.0, evaluate_every=40, optimizer="adamw", weight_decay=1e-2),
         features=FeatureConfig(normalize=True),
         spoof=_DEMO_SPOOF,
         head=HeadConfig(width=64, attention=32),

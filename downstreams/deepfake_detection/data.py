@@ -120,7 +120,6 @@ def _chunks(items: Sequence[Item]) -> Iterator[list[Item]]:
 
 
 def _produce_all(items: Sequence[Item], folder: Path, config: SpoofConfig) -> tuple[str, int, list[str]]:
-    torch.set_num_threads(1)
     reasons = []
     for item in items:
         try:

@@ -29,14 +29,24 @@ class AttentiveStatistics(nn.Module):
 
 
 class DetectionHead(nn.Module):
-    """Linear, attentive statistics, two-layer classifier; class 1 is bona fide."""
+    """Convolution, attentive statistics, two-layer classifier; class 1 is bona fide.
+
+    The convolution lets the statistics be those of movements between frames: vocoders smooth them, or make them jump.
+    """
 
     threshold: Tensor
     """Scores above it count as real speech: the equal-error threshold on dev, which travels with the checkpoint."""
 
-    def __init__(self, size: int, *, width: int, attention: int, dropout: float) -> None:
+    def __init__(self, size: int, *, width: int, kernel: int, attention: int, dropout: float) -> None:
+        """
+        Args:
+            size: D.
+            width: H.
+            kernel: frames that the convolution spans; odd.
+            attention: width of the network that weighs the frames.
+        """
         super().__init__()
-        self.project = nn.Sequential(nn.Linear(size, width), nn.ReLU())
+        self.project = nn.Sequential(nn.Conv1d(size, width, kernel, padding=kernel // 2), nn.ReLU())
         self.pool = AttentiveStatistics(width, attention)
         self.classify = nn.Sequential(
             nn.Dropout(dropout), nn.Linear(2 * width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 2)
@@ -53,5 +63,8 @@ class DetectionHead(nn.Module):
         Returns:
             (B, 2).
         """
-        logits: Tensor = self.classify(self.pool(self.project(features), lengths))
+        # Frames beyond `lengths` are 0, as the convolution's own padding is: batch = single.
+        padding = lengths_to_padding_mask(lengths, features.size(1))[:, :, None]  # (B, T, 1)
+        frames = self.project(features.masked_fill(padding, 0.0).transpose(1, 2)).transpose(1, 2)  # (B, T, H)
+        logits: Tensor = self.classify(self.pool(frames, lengths))
         return logits
