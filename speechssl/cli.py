@@ -16,6 +16,7 @@ import click
 import typer
 
 from speechssl.errors import SpeechsslError
+from speechssl.memory import keep_freed_memory
 
 VERBS = {
     "list": "List upstreams and tasks.",
@@ -68,6 +69,7 @@ def app(debug: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script `speechssl`."""
+    keep_freed_memory()
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     debug = "--debug" in args
     if debug:
