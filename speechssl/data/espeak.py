@@ -1,12 +1,16 @@
 """Speech by eSpeak NG (formant synthesis), in process: the library inside the PyPI package `espeakng-loader`."""
 
 import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from speechssl.data.flac import SAMPLE_RATE, write_flac
 from speechssl.errors import SpeechsslError
 
 _SYNCHRONOUS, _DONT_EXIT, _UTF8 = 2, 0x8000, 1
@@ -52,6 +56,7 @@ class Espeak:
             raise SpeechsslError(f"eSpeak NG has no voice '{voice}'.")
         self._library.espeak_SetParameter(_PITCH, pitch, 0)
         self._library.espeak_SetParameter(_RATE, rate, 0)
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # or breathy voices are seeded with the clock
         self._chunks.clear()
         data = text.encode()
         self._library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8, None, None)
@@ -66,3 +71,30 @@ class Espeak:
 def open_espeak() -> Espeak:
     """The one instance of this process."""
     return Espeak()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A sentence to be spoken into a file."""
+
+    id: str
+    target: Path
+    text: str
+    voice: str
+    pitch: int
+    rate: int
+    language: str
+    speaker: str
+
+
+def speak_all(lines: Sequence[Line]) -> dict[str, int]:
+    """Writes one FLAC per line and returns the samples of each by id."""
+    import soxr
+
+    espeak = open_espeak()
+    samples = {}
+    for line in lines:
+        waveform = espeak.speak(line.text, line.voice, pitch=line.pitch, rate=line.rate)
+        waveform = soxr.resample(waveform, espeak.sample_rate, SAMPLE_RATE, quality="HQ").clip(-1.0, 1.0)
+        samples[line.id] = write_flac(line.target, waveform)
+    return samples

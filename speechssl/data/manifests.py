@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechssl.data.corpus import FORMAT
+from speechssl.data.flac import SAMPLE_RATE
 from speechssl.errors import ManifestError
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
 
-SAMPLE_RATE = 16_000  # Hz
+REVISION = 1
+"""Raised when a reader or a split gives something else than before, so that finished corpora are made again."""
 TEXT_SPLITS = ("train", "dev", "test")
 MIN_SPEAKER_DURATION = 1.0  # seconds; shorter clips are not in the speaker splits
 
@@ -121,15 +123,18 @@ def write_corpus(
         "format": FORMAT,
         "name": name,
         "source": source,
+        "revision": REVISION,
         "fingerprint": fingerprint_of_folder(root),
         "sources": list(sources),
         "splits": {split: _summary(clips) for split, clips in splits.items()},
         **(extra or {}),
     }
+    text = json.dumps(info, ensure_ascii=False, indent=2) + "\n"
     partial = root / "corpus.json.partial"
-    partial.write_text(json.dumps(info, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(root / "corpus.json")
-    return info
+    written: dict[str, Any] = json.loads(text)
+    return written
 
 
 def fingerprint_of_folder(root: Path) -> str:

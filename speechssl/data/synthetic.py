@@ -15,7 +15,8 @@ from random import Random
 from typing import Any
 
 from speechssl.config import to_dict
-from speechssl.data.manifests import SAMPLE_RATE, Clip, normalise_text, split_by_speaker, split_by_text, write_corpus
+from speechssl.data.espeak import Line, speak_all
+from speechssl.data.manifests import Clip, normalise_text, split_by_speaker, split_by_text, write_corpus
 from speechssl.data.phrases import PHRASES
 from speechssl.errors import ConfigError, suggest
 from speechssl.progress import progress
@@ -51,16 +52,6 @@ class SyntheticConfig:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class _Line:
-    id: str
-    target: Path
-    text: str
-    language: str
-    speaker: str
-    rate: int
-
-
 def build_synthetic(root: Path, config: SyntheticConfig, *, workers: int = 2) -> dict[str, Any]:
     """Writes the corpus into `root` and returns what corpus.json holds.
 
@@ -91,15 +82,17 @@ def _version() -> str:
     return version("espeakng-loader")
 
 
-def _lines(folder: Path, config: SyntheticConfig) -> list[_Line]:
+def _lines(folder: Path, config: SyntheticConfig) -> list[Line]:
     lines = []
     for language in config.languages:
         sentences = _sentences(language, config)
-        for speaker in SPEAKERS:
+        for speaker, (variant, pitch, _) in SPEAKERS.items():
             random = Random(f"{config.seed}-{language}-{speaker}")
             for number, text in enumerate(random.sample(sentences, config.sentences_per_speaker)):
                 name = f"{language}-{speaker}-{number:03d}"
-                lines.append(_Line(name, folder / f"{name}.flac", text, language, speaker, random.randint(140, 200)))
+                voice, target = f"{language}+{variant}", folder / f"{name}.flac"
+                rate = random.randint(140, 200)
+                lines.append(Line(name, target, text, voice, pitch, rate, language, speaker))
     return lines
 
 
@@ -115,7 +108,7 @@ def _sentences(language: str, config: SyntheticConfig) -> list[str]:
     return Random(f"{config.seed}-{language}").sample(every, config.sentences)
 
 
-def _speak_all(root: Path, lines: Sequence[_Line], workers: int) -> list[Clip]:
+def _speak_all(root: Path, lines: Sequence[Line], workers: int) -> list[Clip]:
     """Speaks in worker processes; the library isn't safe in threads."""
     (root / "audio" / "espeak").mkdir(parents=True, exist_ok=True)
     chunks = [lines[i : i + 60] for i in range(0, len(lines), 60)]
@@ -124,31 +117,13 @@ def _speak_all(root: Path, lines: Sequence[_Line], workers: int) -> list[Clip]:
         ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool,
         progress("Speaking", len(lines), unit="sentences") as advance,
     ):
-        for future in as_completed([pool.submit(_speak, chunk) for chunk in chunks]):
+        for future in as_completed([pool.submit(speak_all, chunk) for chunk in chunks]):
             samples.update(future.result())
             advance(len(future.result()))
     return [_clip(root, line, samples[line.id]) for line in lines]
 
 
-def _speak(lines: Sequence[_Line]) -> dict[str, int]:
-    """Writes one FLAC per line and returns the samples of each."""
-    import soundfile
-    import soxr
-
-    from speechssl.data.espeak import open_espeak
-
-    espeak = open_espeak()
-    samples = {}
-    for line in lines:
-        variant, pitch, _ = SPEAKERS[line.speaker]
-        waveform = espeak.speak(line.text, f"{line.language}+{variant}", pitch=pitch, rate=line.rate)
-        waveform = soxr.resample(waveform, espeak.sample_rate, SAMPLE_RATE, quality="HQ").clip(-1.0, 1.0)
-        soundfile.write(line.target, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        samples[line.id] = len(waveform)
-    return samples
-
-
-def _clip(root: Path, line: _Line, samples: int) -> Clip:
+def _clip(root: Path, line: Line, samples: int) -> Clip:
     return Clip(
         id=line.id,
         path=line.target.relative_to(root).as_posix(),

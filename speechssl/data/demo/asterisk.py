@@ -11,8 +11,12 @@ from pathlib import Path
 from speechssl.data.demo.base import Item, Source
 
 _VOICES = {
-    "en": "asterisk_en_es", "es": "asterisk_en_es", "fr": "asterisk_fr", "it": "asterisk_it", "ru": "asterisk_ru",
-}  # fmt: skip
+    "en": ("asterisk_en_es", "CC-BY-SA-3.0"),
+    "es": ("asterisk_en_es", "CC-BY-SA-3.0"),
+    "fr": ("asterisk_fr", "CC-BY-SA-3.0"),
+    "it": ("asterisk_it", "CC-BY-3.0"),
+    "ru": ("asterisk_ru", "CC-BY-3.0"),
+}
 
 
 class Asterisk(Source):
@@ -20,14 +24,14 @@ class Asterisk(Source):
 
     name = "asterisk"
     debian = tuple(f"asterisk-core-sounds-{lang}{kind}" for lang in _VOICES for kind in ("", "-g722"))
-    licence = "CC-BY-SA-3.0"
+    licence = "CC-BY-SA-3.0; CC-BY-3.0"
     keep = r"(\.g722|\.txt\.gz|copyright)$"
     expected = 2600
 
     def items(self, folders: Mapping[str, Path]) -> list[Item]:
         """Text from `core-sounds-LANG.txt.gz`; lines wholly in brackets are tones, silence and music."""
         items = []
-        for language, speaker in _VOICES.items():
+        for language, (speaker, licence) in _VOICES.items():
             package = f"asterisk-core-sounds-{language}"
             texts = _read_texts(folders[package] / "usr/share/doc" / package / f"core-sounds-{language}.txt.gz")
             (sounds,) = (p for p in (folders[f"{package}-g722"] / "usr/share/asterisk/sounds").iterdir() if p.is_dir())
@@ -36,7 +40,9 @@ class Asterisk(Source):
                 text = texts.get(key, "[unknown]")
                 skip = "no speech" if re.fullmatch(r"\[.*\]", text) else ""
                 spoken = None if "[" in text else text
-                items.append(Item(f"{language}-{key.replace('/', '-')}", file, language, spoken, speaker, skip=skip))
+                items.append(
+                    Item(f"{language}-{key.replace('/', '-')}", file, language, spoken, speaker, licence, skip=skip)
+                )
         return items
 
 

@@ -16,6 +16,7 @@ from speechssl.config import to_dict
 from speechssl.data.demo.base import Item, Source
 from speechssl.data.demo.config import DemoConfig
 from speechssl.data.demo.decode import Decoded, Job, decode_all, header_duration
+from speechssl.data.demo.digits import spell_digits
 from speechssl.data.demo.speakers import speaker_splits
 from speechssl.data.manifests import Clip, normalise_text, split_by_text, write_corpus
 from speechssl.data.packages import Archive, download_debian, unpack_debian
@@ -195,9 +196,7 @@ def _label(
 
 
 def _clip(source: Source, item: Item, path: str, samples: int) -> Clip:
-    text = normalise_text(item.text) if item.text else ""
-    # How digits are read isn't written, so such a text is no transcript; it stays in raw_text.
-    spoken = bool(text) and not any(character.isdigit() for character in text)
+    text = spell_digits(normalise_text(item.text or ""), item.language)
     return Clip(
         id=f"{source.name}-{Path(path).stem}",
         path=path,
@@ -205,7 +204,7 @@ def _clip(source: Source, item: Item, path: str, samples: int) -> Clip:
         source=source.name,
         language=item.language,
         licence=item.licence or source.licence,
-        text=text if spoken else None,
+        text=text or None,
         raw_text=item.text,
         speaker=item.speaker,
         custom=item.custom,

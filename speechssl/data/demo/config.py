@@ -7,14 +7,17 @@ from speechssl.data.demo.asterisk import Asterisk
 from speechssl.data.demo.base import Source
 from speechssl.data.demo.festvox import FestvoxRu
 from speechssl.data.demo.fillets import FilletsCs, FilletsNl
+from speechssl.data.demo.games import Drascula, Queen
 from speechssl.data.demo.gcin import Gcin
 from speechssl.data.demo.kde import Klettres, Ktuberling
 from speechssl.data.demo.people import Lart, Speakerbox
+from speechssl.data.demo.prompts import Prompts
 from speechssl.data.demo.tuxpaint import Tuxpaint
 from speechssl.errors import ConfigError, suggest
 
 ALL: tuple[type[Source], ...] = (
-    FestvoxRu, FilletsCs, FilletsNl, Asterisk, Tuxpaint, Klettres, Ktuberling, Gcin, Lart, Speakerbox,
+    FestvoxRu, FilletsCs, FilletsNl, Asterisk, Tuxpaint, Klettres, Ktuberling, Gcin, Lart, Speakerbox, Prompts,
+    Queen, Drascula,
 )  # fmt: skip
 SOURCES: Mapping[str, Source] = {source.name: source() for source in ALL}
 

@@ -8,13 +8,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from speechssl.data.manifests import SAMPLE_RATE
+from speechssl.data.flac import SAMPLE_RATE, write_flac
 from speechssl.errors import AudioError
 
 Samples = npt.NDArray[np.float32]
 SILENT = 0.003  # peak below which a clip holds no speech
 PIECE = (4.0, 8.0)  # seconds; a long recording is cut at the quietest point in between
-RAW_RATE = 16_000  # bytes of G.722 per second are half of this
+G722_BYTES = 8_000  # per second
+_RAW: dict[str, dict[str, Any]] = {
+    ".gsm": {"format": "RAW", "subtype": "GSM610", "samplerate": 8_000, "channels": 1},
+    ".u8": {"format": "RAW", "subtype": "PCM_U8", "samplerate": 11_025, "channels": 1},
+}
+"""What the header of a file without header would say, by suffix."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,7 @@ def _decode(job: Job) -> Decoded:
 
 
 def _write(path: Path, waveform: Samples) -> tuple[str, int]:
-    import soundfile
-
-    partial = path.with_name(path.name + ".partial")
-    soundfile.write(partial, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    partial.replace(path)  # a file that exists is whole, so that an interrupted run can go on
-    return path.name, len(waveform)
+    return path.name, write_flac(path, waveform)
 
 
 def read_16k(file: Path) -> tuple[Samples, bool]:
@@ -104,7 +104,8 @@ def read_16k(file: Path) -> tuple[Samples, bool]:
 def _read(file: Path) -> tuple[Samples, int]:
     import soundfile
 
-    waveform, rate = soundfile.read(file, dtype="float32", always_2d=True)
+    raw = _RAW.get(file.suffix, {})
+    waveform, rate = soundfile.read(file, dtype="float32", always_2d=True, **raw)
     mono: Samples = waveform.astype(np.float32).mean(axis=1, dtype=np.float32)
     return mono, int(rate)
 
@@ -141,8 +142,8 @@ def header_duration(file: Path) -> float:
     import soundfile
 
     if file.suffix == ".g722":
-        return file.stat().st_size / (RAW_RATE // 2)
+        return file.stat().st_size / G722_BYTES
     try:
-        return float(soundfile.info(file).duration)
+        return float(soundfile.info(file, **_RAW.get(file.suffix, {})).duration)
     except (RuntimeError, OSError):
         return 0.0

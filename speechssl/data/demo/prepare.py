@@ -8,7 +8,7 @@ from typing import Any, Literal
 from speechssl.config import load_config, to_dict
 from speechssl.data.demo.build import build_from_packages
 from speechssl.data.demo.config import FULL, DemoConfig
-from speechssl.data.manifests import fingerprint_of_folder
+from speechssl.data.manifests import REVISION, fingerprint_of_folder
 from speechssl.data.synthetic import SyntheticConfig, build_synthetic
 from speechssl.errors import SpeechsslError
 
@@ -52,7 +52,7 @@ def _finished(root: Path, source: str, config: dict[str, Any]) -> dict[str, Any]
     """What corpus.json holds, if the corpus is complete and was made with this config."""
     try:
         info: dict[str, Any] = json.loads((root / "corpus.json").read_text(encoding="utf-8"))
-        if (info["source"], info["config"]) != (source, config):
+        if (info["source"], info["config"], info["revision"]) != (source, config, REVISION):
             return None
         return info if fingerprint_of_folder(root) == info["fingerprint"] else None
     except (OSError, ValueError, KeyError, SpeechsslError):
