@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from downstreams.asr.config import PRESETS, AsrConfig
 from downstreams.asr.data import Vocabulary, make_vocabulary, read_splits
-from downstreams.asr.head import RecurrentHead
+from downstreams.asr.head import BidirectionalLSTM, RecurrentHead
 from downstreams.asr.task import TASK
 from speechssl.augment.spec_augment import SpecAugmentConfig, spec_augment, time_warp
 from speechssl.data.corpus import open_corpus
@@ -34,6 +35,25 @@ def test_the_default_preset_is_superbs() -> None:
     assert sum(p.numel() for p in head.parameters()) == expected
     assert (config.train.steps, config.train.learning_rate, config.train.max_batch_size) == (200_000, 1e-4, 32)
     assert head.factor == 1
+
+
+def test_both_directions_are_those_of_a_packed_lstm() -> None:
+    with torch.random.fork_rng():
+        torch.random.manual_seed(0)
+        ours = BidirectionalLSTM(6, 8)
+    reference = torch.nn.LSTM(6, 8, bidirectional=True, batch_first=True)
+    names = {
+        k: ("back." + k.removesuffix("_reverse") if k.endswith("_reverse") else "ahead." + k)
+        for k in reference.state_dict()
+    }
+    reference.load_state_dict({k: ours.state_dict()[name] for k, name in names.items()})
+    lengths = torch.tensor([20, 11, 1])
+    features = torch.randn(3, 20, 6, generator=generator())
+    packed = pack_padded_sequence(features, lengths, batch_first=True)
+    expected, _ = pad_packed_sequence(reference(packed)[0], batch_first=True)
+    found = ours(features, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(found[row, :length], expected[row, :length], atol=1e-6, rtol=0)
 
 
 def test_an_utterance_scores_the_same_alone_and_padded() -> None:

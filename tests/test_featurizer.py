@@ -24,7 +24,7 @@ def test_running_sum_equals_the_stacked_sum_in_value_and_gradient(normalize: boo
     logits = module.logits.detach().clone().requires_grad_()
     stacked = F.layer_norm(states(), (5,)) if normalize else states()
     reference = (torch.softmax(logits, 0)[:, None, None, None] * stacked).sum(0)
-    reference.square().sum().backward()
+    reference.square().sum().backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
     torch.testing.assert_close(out, reference, atol=1e-6, rtol=0)
     torch.testing.assert_close(module.logits.grad, logits.grad, atol=1e-5, rtol=1e-5)
 

@@ -53,10 +53,11 @@ def test_time_delay_layers_are_those_of_the_unfolded_reference() -> None:
     x = features(2, 30)
     states = head.project(x)
     for layer, (context, dilation) in zip(head.delays, [(5, 1), (3, 2), (3, 3), (1, 1), (1, 1)], strict=True):
+        weight, bias = layer.state_dict()["weight"], layer.state_dict()["bias"]
         frames = states.size(1) - (context - 1) * dilation
         window = [states[:, k * dilation : k * dilation + frames] for k in range(context)]
-        kernel = layer.weight.permute(0, 2, 1).reshape(layer.weight.size(0), -1)  # type: ignore[operator,union-attr]
-        states = F.relu(torch.cat(window, dim=2) @ kernel.T + layer.bias)
+        kernel = weight.permute(0, 2, 1).reshape(weight.size(0), -1)
+        states = F.relu(torch.cat(window, dim=2) @ kernel.T + bias)
     pooled = torch.cat((states.mean(dim=1), states.std(dim=1)), dim=1)
     expected = F.relu(head.first(pooled))
     torch.testing.assert_close(head.embed(x, torch.tensor([30, 30])), expected, atol=1e-4, rtol=0)
