@@ -103,13 +103,13 @@ def test_baselines_equal_the_recipe_of_s3prl(speech, name):
 
 def test_masked_group_norm_equals_torch_on_each_utterance_alone():
     generator = torch.Generator().manual_seed(0)
-    x = 2 + torch.randn(3, 8, 40, generator=generator)
+    x = 2 + torch.randn(3, 8, 1, 40, generator=generator)
     weight, bias = torch.randn(2, 8, generator=generator)
     lengths = torch.tensor([40, 17, 2])
     ours = masked_group_norm(x, lengths, weight, bias)
     for row, frames in enumerate(lengths.tolist()):
-        alone = F.group_norm(x[row : row + 1, :, :frames], 8, weight, bias)
-        assert (ours[row, :, :frames] - alone[0]).abs().max() <= 1e-5
+        alone = F.group_norm(x[row : row + 1, :, :, :frames], 8, weight, bias)
+        assert (ours[row, :, :, :frames] - alone[0]).abs().max() <= 1e-5
     everything = masked_group_norm(x, torch.tensor([40, 40, 40]), weight, bias)
     assert (everything - F.group_norm(x, 8, weight, bias)).abs().max() <= 1e-5
 

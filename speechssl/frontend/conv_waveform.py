@@ -67,37 +67,52 @@ class ConvWaveform(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """(B, S) -> (B, T, C); frames beyond `output_lengths(lengths)` hold arbitrary finite numbers."""
-        x = waveform[:, None, :].to(next(self.parameters()).dtype)  # (B, 1, S)
+        x = waveform[:, None, None, :].to(next(self.parameters()).dtype)  # (B, 1, 1, S)
         for index, conv in enumerate(self.convs):
-            x = conv(x)  # (B, C, frames of this layer)
+            x = _channels_last_conv(x, conv)  # type: ignore[arg-type]  # ModuleList forgets that these are Conv1d
             if self.norm == "layer":
-                x = self.norms[index](x.transpose(1, 2)).transpose(1, 2)
+                x = self.norms[index](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             elif index == 0:
                 valid = conv_output_lengths(lengths, self.layers[:1])
                 x = masked_group_norm(x, valid, self.norms[0].weight, self.norms[0].bias)  # type: ignore[arg-type]
-            x = F.gelu(x)
-        return x.transpose(1, 2)
+            x = F.gelu(x)  # (B, C, 1, frames of this layer)
+        return x.squeeze(2).transpose(1, 2)
+
+
+def _channels_last_conv(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """(B, C, 1, T) -> (B, C, 1, T), as a two-dimensional convolution of height 1 with the channels next to each other.
+
+    It is up to 1.7 times as fast as `conv` itself on a CPU (the first layer 12 times), and the layer norms and the
+    encoder need this order anyway.
+    """
+    weight = conv.weight[:, :, None, :].contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, weight, conv.bias, stride=(1, conv.stride[0]))
 
 
 def masked_group_norm(x: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor, eps: float = EPS) -> Tensor:
     """Group norm with one group per channel, over the valid frames of each utterance only.
 
     Args:
-        x: (B, C, T).
+        x: (B, C, 1, T).
         lengths: valid frames, (B,) int64.
         weight: (C,).
         bias: (C,).
 
     Returns:
-        (B, C, T) in the type of `x`.
+        (B, C, 1, T) in the type of `x`.
     """
     counts = lengths.clamp(min=1).tolist()
-    if min(counts) == x.size(2):
-        return F.group_norm(x, x.size(1), weight.to(x.dtype), bias.to(x.dtype), eps)
-    # Slices cost no copy, where a mask would cost three passes over the largest tensor of the model.
-    moments = [torch.var_mean(row[:, :n].float(), dim=1, correction=0) for row, n in zip(x, counts, strict=True)]
-    variance = torch.stack([v for v, _ in moments])  # (B, C)
-    mean = torch.stack([m for _, m in moments])  # (B, C)
-    scale = weight.float() * torch.rsqrt(variance + eps)
-    shift = bias.float() - mean * scale
-    return torch.addcmul(shift[:, :, None].to(x.dtype), x, scale[:, :, None].to(x.dtype))
+    rows = [_normalize_row(row[None, :, :, :n], weight, bias, eps) for row, n in zip(x, counts, strict=True)]
+    return torch.cat([F.pad(row, (0, x.size(3) - row.size(3))) for row in rows])
+
+
+def _normalize_row(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """(1, C, 1, T) -> (1, C, 1, T), each channel over all of T."""
+    if x.dtype != torch.float32:
+        return F.group_norm(x, x.size(1), weight, bias, eps)
+    # With the channels next to each other, torch's kernel sums squares one by one: off by 4e-5 in ten seconds of audio,
+    # by more where there is an offset. Its `mean` sums in a tree.
+    mean = x.mean(dim=3, keepdim=True)
+    variance = (x - mean).square_().mean(dim=3, keepdim=True)
+    scale = weight[:, None, None] * torch.rsqrt(variance + eps)  # (1, C, 1, 1)
+    return x * scale + (bias[:, None, None] - mean * scale)

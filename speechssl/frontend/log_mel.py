@@ -79,8 +79,9 @@ class LogMel(_FloatTables):
             frames = (frames - PREEMPHASIS * previous) * self.window
             spectrum = torch.fft.rfft(frames, n=self.fft_size)  # (B, T, fft_size / 2 + 1)
             power = spectrum.real.square() + spectrum.imag.square()
-            energy: Tensor = power @ self.filters  # (B, T, M)
-            return energy.clamp(min=FLOOR).log()
+            # Products of many rows round otherwise than those of few; that must not show in short, quiet utterances.
+            energy: Tensor = power.double() @ self.filters.double()  # (B, T, M)
+            return energy.float().clamp(min=FLOOR).log()
 
 
 class Mfcc(_FloatTables):
@@ -108,7 +109,8 @@ class Mfcc(_FloatTables):
     def forward(self, waveform: Tensor) -> Tensor:
         """(B, S) in [-1, 1] -> (B, T, num_ceps), float32."""
         with torch.autocast(waveform.device.type, enabled=False):
-            return self.log_mel(waveform) @ self.transform  # type: ignore[no-any-return]  # nn.Module returns Any
+            cepstra: Tensor = self.log_mel(waveform).double() @ self.transform.double()
+            return cepstra.float()
 
 
 def mel_filters(config: LogMelConfig, fft_size: int) -> Tensor:
