@@ -105,3 +105,15 @@ def test_perplexity_is_the_number_of_labels_in_even_use() -> None:
         math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))), abs=1e-9
     )
     assert perplexity(torch.zeros(3)).item() == 0.0
+
+
+def test_unit_label_embeddings_begin_apart_and_uniform_ones_alike() -> None:
+    similarity = {}
+    for init in ("uniform", "unit"):
+        embeddings = _head(num_labels=[50], final_dim=64, label_init=init).label_embeddings[0]
+        cosine = cosine_logits(embeddings, embeddings, temperature=1.0)
+        similarity[init] = ((cosine.sum() - 50) / (50 * 49)).item()
+        length = embeddings.norm(dim=1).mean().item()
+        assert length == pytest.approx(1.0 if init == "unit" else (64 / 3) ** 0.5, rel=0.1)
+    assert similarity["uniform"] == pytest.approx(0.75, abs=0.03)
+    assert similarity["unit"] == pytest.approx(0.0, abs=0.03)

@@ -6,6 +6,7 @@ true label followed by all labels with its duplicate masked: the same numbers as
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,14 @@ class MaskedPrediction(nn.Module):
     """Projects hidden states and scores them against label embeddings, one set per kind of labels."""
 
     def __init__(
-        self, size: int, *, num_labels: Sequence[int], final_dim: int, temperature: float, untie_final_proj: bool
+        self,
+        size: int,
+        *,
+        num_labels: Sequence[int],
+        final_dim: int,
+        temperature: float,
+        untie_final_proj: bool,
+        label_init: Literal["uniform", "unit"] = "uniform",
     ) -> None:
         """
         Args:
@@ -62,12 +70,19 @@ class MaskedPrediction(nn.Module):
             num_labels: K of each label set.
             final_dim: E.
             untie_final_proj: whether each label set has its own projection.
+            label_init: 'uniform': U[0, 1), as fairseq: embeddings that begin alike; 'unit': normal, of length about 1,
+                which point apart and turn faster under Adam: for short runs.
         """
         super().__init__()
         self.temperature = temperature
         self.untie_final_proj = untie_final_proj
         self.final_proj = nn.Linear(size, final_dim * (len(num_labels) if untie_final_proj else 1))
-        self.label_embeddings = nn.ParameterList(nn.Parameter(torch.rand(k, final_dim)) for k in num_labels)
+        self.label_embeddings = nn.ParameterList(nn.Parameter(torch.empty(k, final_dim)) for k in num_labels)
+        for embeddings in self.label_embeddings:
+            if label_init == "uniform":
+                nn.init.uniform_(embeddings)
+            else:
+                nn.init.normal_(embeddings, std=final_dim**-0.5)
 
     def forward(self, hidden: Tensor, codes: Sequence[Tensor]) -> LossOutput:
         """Sums the cross-entropy of every label set over the frames.

@@ -27,7 +27,7 @@ from speechssl.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 SHARD = 0.05
-"""Share of a split that is labelled between two writes to disk."""
+"""Share of a split's audio that is labelled between two writes to disk."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,11 @@ class _Clustering:
         if done:
             logger.info("%d of %d utterances of '%s' are labelled already.", len(done), len(utterances), split)
         fresh: dict[str, Tensor] = {}
-        for utterance, features in self._features([u for u in utterances if u.id not in done], f"Labelling {split}"):
+        left = [u for u in utterances if u.id not in done]
+        shard_frames = SHARD * self.upstream.frame_rate * sum(u.duration or 0.0 for u in utterances)
+        for utterance, features in self._features(left, f"Labelling {split}"):
             fresh[utterance.id] = kmeans.assign(features)
-            if len(fresh) >= max(SHARD * len(utterances), 1):
+            if sum(map(len, fresh.values())) >= shard_frames:
                 self._label_set(fresh).save(shards / f"{len(done):09d}.safetensors")
                 done.update(fresh)
                 fresh = {}

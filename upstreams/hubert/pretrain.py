@@ -5,6 +5,7 @@ B batch, S samples, T frames, N scored frames.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class HubertPretrainConfig:
     logit_temperature: float = 0.1
     untie_final_proj: bool = True
     """One projection per label set."""
+    label_init: Literal["uniform", "unit"] = "uniform"
+    """Of the label embeddings: 'uniform' as fairseq, 'unit' for short runs; see `MaskedPrediction`."""
     unmasked_weight: float = 0.0
     """Weight of the loss on frames that were not hidden."""
     features_penalty: float = 10.0
@@ -44,7 +47,7 @@ class HubertPretrainConfig:
 
 
 PRETRAIN_PRESETS: dict[str, HubertPretrainConfig] = {
-    "hubert_tiny": HubertPretrainConfig(),
+    "hubert_tiny": HubertPretrainConfig(label_init="unit"),
     "hubert_base": HubertPretrainConfig(),
     "hubert_large": HubertPretrainConfig(final_dim=768),
     "hubert_xlarge": HubertPretrainConfig(final_dim=1024),
@@ -82,6 +85,7 @@ class HubertPretraining(nn.Module):
             final_dim=config.final_dim,
             temperature=config.logit_temperature,
             untie_final_proj=config.untie_final_proj,
+            label_init=config.label_init,
         )
 
     def forward(
