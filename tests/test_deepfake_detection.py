@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchaudio.functional import resample
 
 from downstreams.deepfake_detection import data as making
 from downstreams.deepfake_detection.attacks import Attack, Source, find_attack, list_attacks
@@ -68,7 +69,7 @@ def _two_classes(count: int) -> tuple[list[tuple[torch.Tensor, int]], list[tuple
         plain, odd = (_voice(generator, 2.0 + float(torch.rand((), generator=generator))) for _ in range(2))
         one.append((0.01 * plain, RATE))
         silent = torch.cat([torch.zeros(RATE), 0.1 * odd, torch.zeros(RATE)])
-        other.append((torch.nn.functional.interpolate(silent[None, None], scale_factor=1.5)[0, 0] + 0.02, 24_000))
+        other.append((resample(silent, RATE, 24_000) + 0.02, 24_000))
     return one, other
 
 

@@ -18,6 +18,7 @@ from speechssl.errors import SpeechsslError
 from speechssl.types import Utterance
 
 logger = logging.getLogger(__name__)
+SPARE = 0.1  # seconds
 SPLITS = ("train", "dev", "test")
 BONA_FIDE = "bonafide"
 """What stands in place of an attack's name for real speech, as in ASVspoof's protocols."""
@@ -106,4 +107,5 @@ def choose_real(
 def _has_speech(utterance: Utterance, config: ConditioningConfig) -> bool:
     waveform = read_audio(utterance.path, sample_rate=SAMPLE_RATE, start=utterance.start, duration=utterance.duration)
     trimmed = trim_silence(waveform, config.trim_db)
-    return trimmed.numel() >= config.seconds * SAMPLE_RATE and float(waveform.abs().max()) > 1e-3
+    # A vocoder blurs the ends a little, and what it gives back must still be long enough.
+    return trimmed.numel() >= (config.seconds + SPARE) * SAMPLE_RATE and float(waveform.abs().max()) > 1e-3

@@ -12,13 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from downstreams.deepfake_detection.attacks import Attack, Source, Synthesiser
+from downstreams.deepfake_detection.attacks import SAMPLE_RATE, Attack, Source, Synthesiser
 from speechssl.errors import SpeechsslError
 
 VOICES = ("m1", "f1", "m3", "f2", "m7", "f4", "klatt", "f5")
 LANGUAGES = {"en": "en-us", "zh": "cmn"}
 """Codes that differ from the library's names."""
 
+RATE, SLOWEST = 175, 90  # words per minute: the library's own, and the least that is used
+
+_RATE_PARAMETER = 1
 _SYNCHRONOUS, _DONT_EXIT, _UTF8, _IPA = 2, 0x8000, 1, 2
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -48,9 +51,10 @@ class Espeak:
             self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0
 
-    def speak(self, text: str, voice: str) -> Tensor:
+    def speak(self, text: str, voice: str, *, words_per_minute: int = RATE) -> Tensor:
         """Returns (S,) float32 at `sample_rate`; `voice` is such as 'ru' or 'en-us+f2'."""
         self._set_voice(voice)
+        self._library.espeak_SetParameter(_RATE_PARAMETER, words_per_minute, 0)
         self._chunks.clear()
         data = text.encode()
         self._library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8, None, None)
@@ -85,7 +89,13 @@ def _load() -> Synthesiser:
 
     def synthesise(source: Source) -> tuple[Tensor, int]:
         language = LANGUAGES.get(source.language, source.language.replace("_", "-"))
-        return espeak.speak(source.text, f"{language}+{VOICES[source.variant]}"), espeak.sample_rate
+        voice = f"{language}+{VOICES[source.variant]}"
+        spoken = espeak.speak(source.text, voice)
+        # The library is hastier than people are: short sentences are said at the pace of the original.
+        pace = (spoken.numel() / espeak.sample_rate) / (source.waveform.numel() / SAMPLE_RATE)
+        if pace < 1.0:
+            spoken = espeak.speak(source.text, voice, words_per_minute=max(SLOWEST, round(RATE * pace)))
+        return spoken, espeak.sample_rate
 
     return synthesise
 
