@@ -80,7 +80,7 @@ def command(  # noqa: PLR0917  typer calls it by keyword
 
 
 def results_table(results: "Sequence[RunResult]") -> "Table":
-    """One row per upstream and seed, then one per upstream with the mean over seeds; metrics on test, rates in %."""
+    """One row per upstream and seed, then one per upstream with the mean over seeds; metrics on test."""
     from rich.table import Table
 
     names = list(results[0].test.metrics)
@@ -95,13 +95,13 @@ def results_table(results: "Sequence[RunResult]") -> "Table":
             table.add_row(label, str(result.seed), *cells, str(result.best_step), seconds)
         if len(group) > 1:
             spread = [[r.test.metrics[name].value for r in group] for name in names]
-            cells = [f"{100 * mean(v):.2f} ± {100 * stdev(v):.2f}" for v in spread]
+            cells = [f"{mean(v):.4f} ± {stdev(v):.4f}" for v in spread]
             table.add_row(label, "mean ± sd", *cells, "", "", style="bold")
     return table
 
 
 def _cell(value: "MetricValue") -> str:
-    text = f"{100 * value.value:.2f}"
+    text = f"{value.value:.4f}"
     if value.low is None or value.high is None:
         return text
-    return f"{text} [{100 * value.low:.2f}, {100 * value.high:.2f}]"
+    return f"{text} [{value.low:.3f}, {value.high:.3f}]"
