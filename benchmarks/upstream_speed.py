@@ -15,9 +15,12 @@ import transformers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from speechssl.checkpoint import save_upstream
 from speechssl.loading import export_upstream, load_upstream
 
 RATE = 16_000
+CLOCKS = [time.perf_counter]
+"""What measures; `--cpu-time` replaces it, for a machine that others use (with one thread)."""
 
 
 def utterances(seconds: float) -> list[Tensor]:
@@ -43,12 +46,12 @@ def batches(waveforms: Sequence[Tensor], batch_seconds: float) -> list[tuple[Ten
 
 @torch.no_grad()
 def speed(run: Callable[[Tensor, Tensor], object], work: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Seconds of audio per second of wall clock."""
+    """Seconds of audio per second."""
     run(*work[0])
-    start = time.perf_counter()
+    start = CLOCKS[0]()
     for waveform, lengths in work:
         run(waveform, lengths)
-    return sum(int(lengths.sum()) for _, lengths in work) / RATE / (time.perf_counter() - start)
+    return sum(int(lengths.sum()) for _, lengths in work) / RATE / (CLOCKS[0]() - start)
 
 
 def training_speed() -> float:
@@ -57,14 +60,14 @@ def training_speed() -> float:
     lengths = torch.full((15,), 4 * RATE)
     best = float("inf")
     for _ in range(8):
-        start = time.perf_counter()
+        start = CLOCKS[0]()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             features, frames = upstream.extract_features(waveform, lengths)
             mask = torch.arange(features.size(1)).expand(15, -1) % 20 < 11
             out = upstream.encode(features, frames, mask=mask, layers=frozenset({upstream.config.depth}))
         out[upstream.config.depth].float().square().mean().backward()
         upstream.zero_grad()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, CLOCKS[0]() - start)
     return 60.0 / best
 
 
@@ -72,7 +75,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu-time", action="store_true", help="count processor seconds instead of wall clock")
     args = parser.parse_args()
+    if args.cpu_time:
+        CLOCKS[0] = time.process_time
     torch.set_num_threads(args.threads)
     waveforms = utterances(args.seconds)
     single = [(w[None], torch.tensor([len(w)])) for w in waveforms]
@@ -82,11 +88,7 @@ def main() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         ours = load_upstream("hubert_base", random_weights=0, dtype=dtype)
         with tempfile.TemporaryDirectory() as folder:
-            export = load_upstream("hubert_base", random_weights=0)
-            export.name = "hubert_base"
-            from speechssl.checkpoint import save_upstream
-
-            save_upstream(export, f"{folder}/ours")
+            save_upstream(load_upstream("hubert_base", random_weights=0), f"{folder}/ours")
             export_upstream(f"{folder}/ours", f"{folder}/theirs", to="transformers")
             theirs = transformers.HubertModel.from_pretrained(f"{folder}/theirs", dtype=dtype).eval()
 
