@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from downstreams.voice_conversion import knn
 from sklearn.neighbors import NearestNeighbors
-from speechssl.errors import SpeechsslError
 from torch import Tensor
+
+from downstreams.voice_conversion import knn
+from speechssl.errors import SpeechsslError
 
 
 def _frames(count: int, width: int, seed: int) -> Tensor:
@@ -72,4 +73,4 @@ def test_gradients_reach_the_averaged_frames_but_not_the_choice(monkeypatch: pyt
     found[0].sum().backward()
     assert features.grad is not None
     assert float(features.grad[0].abs().sum()) == 0.0  # its own frames are replaced
-    assert float(features.grad[1].sum()) == pytest.approx(60.0, abs=1e-4)  # 10 frames, 6 dimensions, weights of 1/2 twice
+    assert float(features.grad[1].sum()) == pytest.approx(60.0, abs=1e-4)  # 10 frames of 6 dimensions, 2 x 1/2

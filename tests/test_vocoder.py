@@ -4,12 +4,13 @@ import librosa
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.utils import parametrizations
+
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.vocoder import MelConfig, hifigan, load_vocoder, log_mel, synthesise
 from speechssl.vocoder.griffin_lim import GriffinLim
 from speechssl.vocoder.hifigan import HifiGan, fold_weight_norm
-from torch import Tensor
-from torch.nn.utils import parametrizations
 
 RATE = 22_050
 

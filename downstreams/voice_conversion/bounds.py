@@ -19,7 +19,7 @@ from torch import Tensor
 
 from downstreams.voice_conversion.data import Pair, Plan
 from downstreams.voice_conversion.judges import SAMPLE_RATE
-from downstreams.voice_conversion.scoring import Judges, Verdict
+from downstreams.voice_conversion.scoring import Judges, Verdict, judge_voice
 from speechssl.audio import read_audio
 from speechssl.metric.detection import equal_error_rate
 from speechssl.types import Utterance
@@ -38,14 +38,16 @@ class Bounds:
     """Similarity above which the judge takes a voice for the target's."""
     error_rate: float
     """Of the judge at that threshold, on the corpus's real speech."""
+    trials: int
+    """That the error rate was measured on."""
     profiles: dict[str, list[float]]
-    """Target -> (256,)."""
+    """Target or source speaker -> (256,)."""
     verdicts: dict[str, dict[str, Verdict]]
     """Condition -> pair id -> verdict; test pairs only."""
 
-    def profile(self, target: str) -> Tensor:
-        """(256,) of unit length."""
-        return torch.tensor(self.profiles[target])
+    def voices(self) -> dict[str, Tensor]:
+        """Speaker -> profile, (256,) of unit length."""
+        return {name: torch.tensor(values) for name, values in self.profiles.items()}
 
 
 def load_bounds(plan: Plan, judges: Judges, vocoder: Vocoder, folder: Path) -> Bounds:
@@ -55,10 +57,11 @@ def load_bounds(plan: Plan, judges: Judges, vocoder: Vocoder, folder: Path) -> B
         return _read(path)
     logger.info("Judging real and copy-synthesised speech, once for this corpus and vocoder")
     folder.mkdir(parents=True, exist_ok=True)
-    profiles = {name: judges.speaker.profile([read(u) for u in t.profile]) for name, t in plan.targets.items()}
-    error_rate, threshold = _calibrate(plan, judges, profiles)
+    known = {**{name: t.profile for name, t in plan.targets.items()}, **plan.sources}
+    profiles = {name: judges.speaker.profile([read(u) for u in spoken]) for name, spoken in known.items()}
+    error_rate, threshold, trials = _calibrate(plan, judges, profiles)
     verdicts = _judge_bounds(plan, judges, profiles, vocoder, folder)
-    bounds = Bounds(threshold, error_rate, {k: v.tolist() for k, v in profiles.items()}, verdicts)
+    bounds = Bounds(threshold, error_rate, trials, {k: v.tolist() for k, v in profiles.items()}, verdicts)
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(dataclasses.asdict(bounds), ensure_ascii=False), encoding="utf-8")
     partial.replace(path)
@@ -88,8 +91,8 @@ def resample(waveform: Tensor, sample_rate: int) -> Tensor:
     return torch.from_numpy(soxr.resample(waveform.numpy(), sample_rate, SAMPLE_RATE))
 
 
-def _calibrate(plan: Plan, judges: Judges, profiles: dict[str, Tensor]) -> tuple[float, float]:
-    """(equal error rate, threshold) over real speech of all targets against all profiles."""
+def _calibrate(plan: Plan, judges: Judges, profiles: dict[str, Tensor]) -> tuple[float, float, int]:
+    """(equal error rate, threshold, trials) over real speech of all targets against all profiles."""
     same: list[float] = []
     other: list[float] = []
     for name, target in plan.targets.items():
@@ -97,10 +100,7 @@ def _calibrate(plan: Plan, judges: Judges, profiles: dict[str, Tensor]) -> tuple
             embedding = judges.speaker.embed(read(utterance))
             for rival, profile in profiles.items():
                 (same if rival == name else other).append(float(embedding @ profile))
-    for pair in plan.pairs["dev"]:
-        embedding = judges.speaker.embed(read(pair.source))
-        other.extend(float(embedding @ profile) for profile in profiles.values())
-    return equal_error_rate(same, other)
+    return (*equal_error_rate(same, other), len(same) + len(other))
 
 
 def _judge_bounds(
@@ -122,12 +122,12 @@ def _judge_bounds(
     texts = {k: judges.word.normalize(str(u.labels["text"])) for k, u in speech.items()}
 
     def unconverted(pair: Pair) -> Verdict:
-        similarity = judges.speaker.similarity(real[pair.source.id], profiles[pair.target])
-        return Verdict(similarity, texts[pair.source.id], heard[0][pair.source.id], quality[pair.source.id])
+        voice = judge_voice(real[pair.source.id], pair.target, profiles, judges.speaker)
+        return Verdict(*voice, texts[pair.source.id], heard[0][pair.source.id], quality[pair.source.id])
 
     def copy(pair: Pair) -> Verdict:
-        similarity = judges.speaker.similarity(voices[pair.target], profiles[pair.target])
-        return Verdict(similarity, texts[pair.source.id], heard[1][pair.source.id], copy_quality[pair.target])
+        voice = judge_voice(voices[pair.target], pair.target, profiles, judges.speaker)
+        return Verdict(*voice, texts[pair.source.id], heard[1][pair.source.id], copy_quality[pair.target])
 
     judged = zip(CONDITIONS, (unconverted, copy), strict=True)
     return {name: {p.id: verdict(p) for p in pairs} for name, verdict in judged}
@@ -136,4 +136,4 @@ def _judge_bounds(
 def _read(path: Path) -> Bounds:
     raw = json.loads(path.read_text(encoding="utf-8"))
     verdicts = {c: {k: Verdict(**v) for k, v in found.items()} for c, found in raw["verdicts"].items()}
-    return Bounds(raw["threshold"], raw["error_rate"], raw["profiles"], verdicts)
+    return Bounds(raw["threshold"], raw["error_rate"], raw["trials"], raw["profiles"], verdicts)

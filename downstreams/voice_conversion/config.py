@@ -68,8 +68,8 @@ PRESETS: dict[str, VoiceConversionConfig] = {
     "voice_conversion": VoiceConversionConfig(),
     "voice_conversion_demo": VoiceConversionConfig(
         train=TrainConfig(
-            steps=400, batch_seconds=20.0, optimizer="adamw", learning_rate=2e-3, warmup_steps=20,
-            schedule="cosine", evaluate_every=200,
+            steps=600, batch_seconds=20.0, optimizer="adamw", learning_rate=2e-3, warmup_steps=20,
+            schedule="cosine", evaluate_every=300, precision="bf16",
         ),
         head=HeadConfig(width=192, blocks=2, refining_blocks=1, kernel=3),
         train_minutes=20.0,

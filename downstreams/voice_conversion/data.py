@@ -59,6 +59,8 @@ class Plan:
     """The conversions of both evaluated splits."""
 
     targets: Mapping[str, Target]
+    sources: Mapping[str, tuple[Utterance, ...]]
+    """Source speaker -> train-split speech: what the judge of voices knows that voice by."""
     pairs: Mapping[str, tuple[Pair, ...]]
     """'dev' and 'test'."""
 
@@ -66,6 +68,7 @@ class Plan:
         """Equal pairs, references and profiles, equal fingerprint."""
         parts = [[p.id for p in self.pairs[s]] for s in SPLITS]
         parts += [[u.id for u in (*t.reference, *t.profile, *t.held_out)] for t in self.targets.values()]
+        parts += [[u.id for u in spoken] for spoken in self.sources.values()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
@@ -80,10 +83,11 @@ def make_data(corpus: Corpus, config: VoiceConversionConfig) -> TaskData:
     """
     splits = {name: [u for u in corpus.utterances(name) if _duration(u) >= SHORTEST] for name in ("train", *SPLITS)}
     sources = {name: _sources(splits[name], name, config) for name in SPLITS}
-    speakers = {str(u.labels.get("speaker")) for found in sources.values() for u in found}
-    targets = _targets(splits, speakers, config)
+    speakers = sorted({str(u.labels["speaker"]) for found in sources.values() for u in found})
+    targets = _targets(splits, set(speakers), config)
+    known = {s: _spoken_by(s, splits["train"], config) for s in speakers}
     counts = {"dev": config.dev_pairs, "test": config.test_pairs}
-    plan = Plan(targets, {name: _pairs(sources[name], targets, counts[name]) for name in SPLITS})
+    plan = Plan(targets, known, {name: _pairs(sources[name], targets, counts[name]) for name in SPLITS})
     limit = None if config.train_minutes is None else 60.0 * config.train_minutes
     by_split = {"train": _take(_shuffled(splits["train"]), limit)}
     by_split.update({name: _needed(plan, name) for name in SPLITS})
@@ -106,6 +110,13 @@ def _sources(utterances: Iterable[Utterance], split: str, config: VoiceConversio
             f"but the corpus has none in '{split}': set `language` or `source_seconds`."
         )
     return _shuffled(found)
+
+
+def _spoken_by(speaker: str, utterances: Iterable[Utterance], config: VoiceConversionConfig) -> tuple[Utterance, ...]:
+    """Train-split speech of a source speaker in the language of the sources."""
+    labels = (speaker, config.language)
+    found = [u for u in utterances if (u.labels.get("speaker"), u.labels.get("language")) == labels]
+    return tuple(_shuffled(found)[: config.profile_utterances])
 
 
 def _targets(

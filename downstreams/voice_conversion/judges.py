@@ -61,10 +61,6 @@ class SpeakerJudge(nn.Module):
         hidden = self.lstm(windows)[1][0][-1]  # (W, 256)
         return F.normalize(F.normalize(F.relu(self.linear(hidden)), dim=1).mean(dim=0), dim=0)
 
-    def similarity(self, waveform: Tensor, profile: Tensor) -> float:
-        """Cosine between an utterance and a speaker's profile, (256,)."""
-        return float(self.embed(waveform) @ profile)
-
     def profile(self, waveforms: Sequence[Tensor]) -> Tensor:
         """A speaker's (256,) profile: the normalised mean of the embeddings of some utterances."""
         return F.normalize(torch.stack([self.embed(w) for w in waveforms]).mean(dim=0), dim=0)

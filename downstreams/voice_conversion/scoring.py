@@ -1,8 +1,8 @@
 """How conversions are scored: verdicts of the judges, the bounds that no conversion can leave, and the numbers.
 
 `score` is the harmonic mean of two rates in 0..1, so that neither can make up for the other:
-* acceptance: the share of conversions that the judge of voices takes for the target, at the threshold where it errs
-  equally often on the corpus's real speech, accepting strangers and rejecting targets;
+* identification: the share of conversions whose voice the judge finds nearest to the target's, among the voices of all
+  targets and of the source;
 * intelligibility: 1 - character error rate, each utterance's rate cut at 1 so that no endless repetition weighs more
   than a lost sentence.
 The README says why.
@@ -52,6 +52,8 @@ class Verdict:
 
     similarity: float
     """Cosine to the target's profile."""
+    identified: bool
+    """Whether no other profile, of another target or of the source, is nearer."""
     reference: str
     """What should be heard, normalised."""
     hypothesis: str
@@ -65,17 +67,29 @@ class Verdict:
         return character_errors([self.reference], [self.hypothesis]).rate().value
 
 
-def give_verdict(waveform: Tensor, profile: Tensor, text: str, judges: Judges, *, quality: bool) -> Verdict:
+def judge_voice(
+    waveform: Tensor, target: str, profiles: Mapping[str, Tensor], judge: SpeakerJudge
+) -> tuple[float, bool]:
+    """(similarity, identified) of an utterance, see `Verdict`; profiles are speaker -> (256,)."""
+    embedding = judge.embed(waveform)
+    found = {name: float(embedding @ profile) for name, profile in profiles.items()}
+    return found[target], found[target] >= max(found.values())
+
+
+def give_verdict(
+    waveform: Tensor, target: str, profiles: Mapping[str, Tensor], text: str, judges: Judges, *, quality: bool
+) -> Verdict:
     """Judges one utterance.
 
     Args:
         waveform: (S,) at 16 kHz.
-        profile: of the target's voice, (256,).
+        target: speaker, a key of `profiles`.
+        profiles: speaker -> (256,).
         text: what should be heard.
         quality: whether the judge of quality is asked too.
     """
     return Verdict(
-        judges.speaker.similarity(waveform, profile),
+        *judge_voice(waveform, target, profiles, judges.speaker),
         judges.word.normalize(text),
         judges.word.transcribe(waveform),
         judges.quality.score(waveform) if quality else None,
@@ -84,11 +98,13 @@ def give_verdict(waveform: Tensor, profile: Tensor, text: str, judges: Judges, *
 
 def score_metrics(verdicts: Sequence[Verdict], threshold: float) -> dict[str, MetricValue]:
     """All numbers over a set of conversions; see the module's docstring for `score`."""
+    identified = np.array([v.identified for v in verdicts], dtype=np.float64)
     accepted = np.array([v.similarity > threshold for v in verdicts], dtype=np.float64)
     kept = np.array([1.0 - min(v.cer, 1.0) for v in verdicts])
     references, heard = [v.reference for v in verdicts], [v.hypothesis for v in verdicts]
     metrics = {
-        "score": _statistic(lambda counts: harmonic_mean(counts @ accepted, counts @ kept) / len(kept), len(kept)),
+        "score": _statistic(lambda counts: harmonic_mean(counts @ identified, counts @ kept) / len(kept), len(kept)),
+        "identification": mean_value(identified),
         "acceptance": mean_value(accepted),
         "similarity": mean_value([v.similarity for v in verdicts]),
         "cer": character_errors(references, heard).rate(),

@@ -7,8 +7,6 @@ Shapes: B batch, T frames, D width, M mel bands.
 Paper: Baas et al. 2023, Voice Conversion With Just Nearest Neighbors, arXiv:2305.18975.
 """
 
-import csv
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +18,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from downstreams.voice_conversion import scoring
-from downstreams.voice_conversion.bounds import CONDITIONS, Bounds, copy_path, load_bounds, read, resample
+from downstreams.voice_conversion.artifacts import Judged, report
+from downstreams.voice_conversion.bounds import load_bounds, read, resample
 from downstreams.voice_conversion.config import VoiceConversionConfig
-from downstreams.voice_conversion.data import Pair, Plan, Target, make_data
+from downstreams.voice_conversion.data import Plan, Target, make_data
 from downstreams.voice_conversion.head import MelHead
-from downstreams.voice_conversion.judges import SAMPLE_RATE
 from downstreams.voice_conversion.knn import convert, prematch
-from downstreams.voice_conversion.scoring import Verdict, give_verdict, mean_value, score_metrics
+from downstreams.voice_conversion.scoring import give_verdict, mean_value, score_metrics
 from speechssl.data.corpus import Corpus
 from speechssl.errors import SpeechsslError
 from speechssl.result import Evaluation, MetricValue
@@ -110,10 +108,12 @@ class VoiceConversion(Task):
         judges = scoring.load_judges()
         kept = self._bounds_folder(data)
         bounds = load_bounds(plan, judges, self.vocoder, kept)
+        voices = bounds.voices()
         verdicts = [
             give_verdict(
                 resample(waveform, MEL.sample_rate),
-                bounds.profile(pair.target),
+                pair.target,
+                voices,
                 str(pair.source.labels["text"]),
                 judges,
                 quality=split == "test",
@@ -123,7 +123,7 @@ class VoiceConversion(Task):
         metrics = {**score_metrics(verdicts, bounds.threshold), **metrics}
         if split != "test":
             return Evaluation(metrics)
-        return self._report(metrics, verdicts, waveforms, plan, bounds, kept, folder)
+        return report(metrics, Judged(plan, verdicts, waveforms, bounds, kept, self.vocoder), self.config, folder)
 
     @override
     def infer(
@@ -198,61 +198,10 @@ class VoiceConversion(Task):
         vocoder = self.vocoder.name.split()[0].lower()
         return root / "voice_conversion" / f"{plan.fingerprint()}-{vocoder}-{self.config.vocoder_precision}"
 
-    def _report(
-        self,
-        metrics: Mapping[str, MetricValue],
-        verdicts: Sequence[Verdict],
-        waveforms: Sequence[Tensor],
-        plan: Plan,
-        bounds: Bounds,
-        kept: Path,
-        folder: Path,
-    ) -> Evaluation:
-        pairs = plan.pairs["test"]
-        lower, upper = ([bounds.verdicts[name][p.id] for p in pairs] for name in CONDITIONS)
-        conditions = {CONDITIONS[0]: lower, "converted": verdicts, CONDITIONS[1]: upper}
-        breakdown = {
-            **scoring.by_condition(conditions, bounds.threshold),
-            "score by target": scoring.by_target([p.target for p in pairs], verdicts, bounds.threshold),
-            "judge": {"eer": MetricValue(bounds.error_rate, len(plan.targets), "targets")},
-        }
-        files = {"pairs": _write_pairs(folder, pairs, verdicts, bounds.threshold)}
-        examples = [
-            _write_example(folder, pair, waveform, plan, kept, self.vocoder.name)
-            for pair, waveform in list(zip(pairs, waveforms, strict=True))[: self.config.examples]
-        ]
-        return Evaluation(metrics, breakdown, files, examples)
-
 
 def _reference(predictions: Mapping[str, Any], target: Target) -> Tensor:
     """All reference frames of a target, (N, D)."""
     return torch.cat([predictions[u.id] for u in target.reference])
-
-
-def _write_pairs(folder: Path, pairs: Sequence[Pair], verdicts: Sequence[Verdict], threshold: float) -> str:
-    """One line per conversion; returns the name of the file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "pairs.tsv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(("source", "target", "similarity", "accepted", "cer", "quality", "text", "heard"))
-        for pair, v in zip(pairs, verdicts, strict=True):
-            numbers = (f"{v.similarity:.4f}", int(v.similarity > threshold), f"{v.cer:.4f}", f"{v.quality or 0:.2f}")
-            writer.writerow((pair.source.id, pair.target, *numbers, v.reference, v.hypothesis))
-    return "pairs.tsv"
-
-
-def _write_example(folder: Path, pair: Pair, waveform: Tensor, plan: Plan, kept: Path, vocoder: str) -> dict[str, str]:
-    """Writes the source, a held-out utterance of the target, its copy synthesis and the conversion as FLAC."""
-    audio = folder / "audio"
-    audio.mkdir(parents=True, exist_ok=True)
-    target = plan.targets[pair.target]
-    names = {kind: f"audio/{pair.id}-{kind}.flac" for kind in ("source", "target", "converted", "copy_synthesis")}
-    soundfile.write(folder / names["source"], read(pair.source).numpy(), SAMPLE_RATE)
-    soundfile.write(folder / names["target"], read(target.held_out[0]).numpy(), SAMPLE_RATE)
-    soundfile.write(folder / names["converted"], waveform.numpy(), MEL.sample_rate)
-    shutil.copyfile(copy_path(kept, target.held_out[0]), folder / names["copy_synthesis"])
-    title = f"{pair.source.labels['text']} ({pair.source.labels['language']} → {pair.target}, {target.language})"
-    return {"title": title, "vocoder": vocoder, **names}
 
 
 TASK = VoiceConversion

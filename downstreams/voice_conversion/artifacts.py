@@ -1,0 +1,83 @@
+"""What an evaluated run leaves behind: the conversions beside their bounds, a table of the pairs, and audio."""
+
+import csv
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+from torch import Tensor
+
+from downstreams.voice_conversion import scoring
+from downstreams.voice_conversion.bounds import CONDITIONS, Bounds, copy_path, read
+from downstreams.voice_conversion.config import VoiceConversionConfig
+from downstreams.voice_conversion.data import Pair, Plan
+from downstreams.voice_conversion.judges import SAMPLE_RATE
+from downstreams.voice_conversion.scoring import Verdict
+from speechssl.result import Evaluation, MetricValue
+from speechssl.vocoder import Vocoder
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The conversions of the test split, in the order of the plan's pairs."""
+
+    plan: Plan
+    verdicts: Sequence[Verdict]
+    waveforms: Sequence[Tensor]
+    """(S,) each, at the vocoder's rate."""
+    bounds: Bounds
+    kept: Path
+    """Where the copy syntheses of the bounds are."""
+    vocoder: Vocoder
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """What was converted."""
+        return self.plan.pairs["test"]
+
+
+def report(
+    metrics: Mapping[str, MetricValue], judged: Judged, config: VoiceConversionConfig, folder: Path
+) -> Evaluation:
+    """Puts the numbers together, and writes `pairs.tsv` and `audio/` into the run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bounds, targets = judged.bounds, [p.target for p in judged.pairs]
+    lower, upper = ([bounds.verdicts[name][p.id] for p in judged.pairs] for name in CONDITIONS)
+    conditions = {CONDITIONS[0]: lower, "converted": judged.verdicts, CONDITIONS[1]: upper}
+    breakdown = {
+        **scoring.by_condition(conditions, bounds.threshold),
+        "score by target": scoring.by_target(targets, judged.verdicts, bounds.threshold),
+        "judge of voices": {"eer": MetricValue(bounds.error_rate, bounds.trials, "trials")},
+    }
+    examples = [_write_example(i, judged, folder) for i in range(min(config.examples, len(judged.pairs)))]
+    return Evaluation(metrics, breakdown, {"pairs": _write_pairs(judged, folder)}, examples)
+
+
+def _write_pairs(judged: Judged, folder: Path) -> str:
+    """One line per conversion; returns the name of the file."""
+    with (folder / "pairs.tsv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        head = ("source", "target", "similarity", "identified", "accepted", "cer", "quality", "text", "heard")
+        writer.writerow(head)
+        for pair, v in zip(judged.pairs, judged.verdicts, strict=True):
+            voice = (f"{v.similarity:.4f}", int(v.identified), int(v.similarity > judged.bounds.threshold))
+            numbers = (*voice, f"{v.cer:.4f}", f"{v.quality or 0:.2f}")
+            writer.writerow((pair.source.id, pair.target, *numbers, v.reference, v.hypothesis))
+    return "pairs.tsv"
+
+
+def _write_example(row: int, judged: Judged, folder: Path) -> dict[str, str]:
+    """Writes the source, a held-out utterance of the target, its copy synthesis and the conversion as FLAC."""
+    pair = judged.pairs[row]
+    target = judged.plan.targets[pair.target]
+    spoken = target.held_out[0]
+    (folder / "audio").mkdir(exist_ok=True)
+    names = {kind: f"audio/{pair.id}-{kind}.flac" for kind in ("source", "target", "converted", "copy_synthesis")}
+    soundfile.write(folder / names["source"], read(pair.source).numpy(), SAMPLE_RATE)
+    soundfile.write(folder / names["target"], read(spoken).numpy(), SAMPLE_RATE)
+    soundfile.write(folder / names["converted"], judged.waveforms[row].numpy(), judged.vocoder.mel.sample_rate)
+    shutil.copyfile(copy_path(judged.kept, spoken), folder / names["copy_synthesis"])
+    title = f"{pair.source.labels['text']} ({pair.source.labels['language']} → {pair.target}, {target.language})"
+    return {"title": title, "vocoder": judged.vocoder.name, **names}
