@@ -120,7 +120,7 @@ class HubertPretraining(nn.Module):
         aligned = [align_codes(c, ratio, features.size(1)) for c, ratio in zip(codes, self.ratios, strict=True)]
         output = self.prediction(hidden[mask], [c[mask] for c in aligned])
         loss = output.loss_sum
-        metrics = dict(output.metrics)
+        metrics = {**output.metrics, "masked_loss": loss.detach()}
         if config.unmasked_weight > 0:
             seen = ~(mask | lengths_to_padding_mask(frames, features.size(1)))
             loss = loss + config.unmasked_weight * self.prediction(hidden[seen], [c[seen] for c in aligned]).loss_sum
