@@ -259,14 +259,22 @@ def test_the_fingerprint_changes_with_what_changes_the_audio(tiny_corpus: Path) 
     assert making.fingerprint(corpus, louder) != base
 
 
-def _head(size: int = 12) -> DetectionHead:
+def _head(size: int = 12, *, center: bool = False) -> DetectionHead:
     with torch.random.fork_rng():
         torch.random.manual_seed(0)
-        return DetectionHead(size, width=8, kernel=3, attention=4, dropout=0.5).eval()
+        return DetectionHead(size, width=8, kernel=3, attention=4, dropout=0.5, center=center).eval()
 
 
-def test_padding_does_not_change_a_score() -> None:
-    head = _head()
+def test_a_centred_head_is_deaf_to_a_constant() -> None:
+    features = torch.randn(1, 20, 12, generator=torch.Generator().manual_seed(0))
+    shifted, lengths = features + torch.arange(12.0), torch.tensor([20])
+    assert torch.allclose(_head(center=True)(features, lengths), _head(center=True)(shifted, lengths), atol=1e-4)
+    assert not torch.allclose(_head()(features, lengths), _head()(shifted, lengths), atol=1e-2)
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_padding_does_not_change_a_score(center: bool) -> None:
+    head = _head(center=center)
     features = torch.randn(3, 20, 12, generator=torch.Generator().manual_seed(0))
     lengths = torch.tensor([20, 13, 1])
     batch = head(features, lengths)

@@ -57,6 +57,8 @@ class HeadConfig:
     kernel: int = 3
     """Frames that the first layer sees at once."""
     attention: int = 64
+    center: bool = False
+    """Whether each utterance's mean over time, which tells of the channel as well as of the attack, is taken away."""
     dropout: float = 0.2
 
 

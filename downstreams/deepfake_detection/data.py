@@ -34,7 +34,7 @@ from speechssl.task import TaskData
 from speechssl.types import Utterance
 
 logger = logging.getLogger(__name__)
-REVISION = 1
+REVISION = 2
 """Raised when the same config would give other audio."""
 CHUNK = 12  # items that a process gets at a time
 MAX_TEXT = 80  # characters that a synthesiser is given: a few seconds of speech

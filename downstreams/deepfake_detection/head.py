@@ -37,15 +37,19 @@ class DetectionHead(nn.Module):
     threshold: Tensor
     """Scores above it count as real speech: the equal-error threshold on dev, which travels with the checkpoint."""
 
-    def __init__(self, size: int, *, width: int, kernel: int, attention: int, dropout: float) -> None:
+    def __init__(
+        self, size: int, *, width: int, kernel: int, attention: int, dropout: float, center: bool = False
+    ) -> None:
         """
         Args:
             size: D.
             width: H.
             kernel: frames that the convolution spans; odd.
             attention: width of the network that weighs the frames.
+            center: whether each utterance's mean over time is taken away first.
         """
         super().__init__()
+        self.center = center
         self.project = nn.Sequential(nn.Conv1d(size, width, kernel, padding=kernel // 2), nn.ReLU())
         self.pool = AttentiveStatistics(width, attention)
         self.classify = nn.Sequential(
@@ -65,6 +69,8 @@ class DetectionHead(nn.Module):
         """
         # Frames beyond `lengths` are 0, as the convolution's own padding is: batch = single.
         padding = lengths_to_padding_mask(lengths, features.size(1))[:, :, None]  # (B, T, 1)
+        if self.center:
+            features = features - features.masked_fill(padding, 0.0).sum(dim=1, keepdim=True) / lengths[:, None, None]
         frames = self.project(features.masked_fill(padding, 0.0).transpose(1, 2)).transpose(1, 2)  # (B, T, H)
         logits: Tensor = self.classify(self.pool(frames, lengths))
         return logits

@@ -48,7 +48,14 @@ class DeepfakeDetection(Task):
     @override
     def build_head(self, size: int, frame_rate: float, data: TaskData) -> nn.Module:
         head = self.config.head
-        return DetectionHead(size, width=head.width, kernel=head.kernel, attention=head.attention, dropout=head.dropout)
+        return DetectionHead(
+            size,
+            width=head.width,
+            kernel=head.kernel,
+            attention=head.attention,
+            dropout=head.dropout,
+            center=head.center,
+        )
 
     @override
     def loss(
