@@ -175,8 +175,8 @@ def test_espeak_speaks_the_language_that_is_asked_for() -> None:
     pytest.importorskip("espeakng_loader")
     espeak = open_espeak()
     russian, czech = (espeak.speak("radio", voice) for voice in ("ru", "cs"))
-    assert russian.numel() > 0.2 * espeak.sample_rate
-    assert not torch.equal(russian[: czech.numel()], czech[: russian.numel()])
+    assert russian.size > 0.2 * espeak.sample_rate
+    assert not np.array_equal(russian, czech)
     assert "".join(espeak.phonemes("hello", "en-us")).startswith("h")
     with pytest.raises(SpeechsslError, match="xx"):
         espeak.speak("radio", "xx")
