@@ -9,12 +9,12 @@
 import dataclasses
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import soundfile
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from downstreams.voice_conversion.data import Pair, Plan
@@ -53,19 +53,27 @@ class Bounds:
 def load_bounds(plan: Plan, judges: Judges, vocoder: Vocoder, folder: Path) -> Bounds:
     """Reads the bounds from `folder`, or computes and keeps them there."""
     path = folder / "bounds.json"
-    if path.exists():
-        return _read(path)
-    logger.info("Judging real and copy-synthesised speech, once for this corpus and vocoder")
     folder.mkdir(parents=True, exist_ok=True)
+    # Runs side by side want the same bounds: one computes, the others wait.
+    with FileLock(folder / ".lock"):
+        if not path.exists():
+            logger.info("Judging real and copy-synthesised speech, once for this corpus and vocoder")
+            _write(_compute(plan, judges, vocoder, folder), path)
+    return _read(path)
+
+
+def _compute(plan: Plan, judges: Judges, vocoder: Vocoder, folder: Path) -> Bounds:
     known = {**{name: t.profile for name, t in plan.targets.items()}, **plan.sources}
     profiles = {name: judges.speaker.profile([read(u) for u in spoken]) for name, spoken in known.items()}
     error_rate, threshold, trials = _calibrate(plan, judges, profiles)
     verdicts = _judge_bounds(plan, judges, profiles, vocoder, folder)
-    bounds = Bounds(threshold, error_rate, trials, {k: v.tolist() for k, v in profiles.items()}, verdicts)
-    partial = path.with_suffix(f".{os.getpid()}")
+    return Bounds(threshold, error_rate, trials, {k: v.tolist() for k, v in profiles.items()}, verdicts)
+
+
+def _write(bounds: Bounds, path: Path) -> None:
+    partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(dataclasses.asdict(bounds), ensure_ascii=False), encoding="utf-8")
     partial.replace(path)
-    return bounds
 
 
 def read(utterance: Utterance, sample_rate: int = SAMPLE_RATE) -> Tensor:
