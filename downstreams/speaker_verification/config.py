@@ -24,6 +24,8 @@ class SpeakerVerificationConfig(TaskConfig):
     pooled_size: int = 1500
     """Width of the last time-delay layer, whose mean and standard deviation are taken."""
     embedding_size: int = 512
+    layer_norm: bool = False
+    """Normalise over channels after each time-delay layer; without it, a short training hardly gets going."""
     scale: float = 30.0
     margin: float = 0.4
 
@@ -44,21 +46,24 @@ SUPERB = SpeakerVerificationConfig(
 )
 DEMO = SpeakerVerificationConfig(
     train=TrainConfig(
-        steps=300,
-        batch_seconds=96.0,
-        max_batch_size=32,
-        max_duration=3.0,
+        steps=400,
+        batch_seconds=32.0,
+        max_batch_size=16,
+        max_duration=2.0,
         optimizer="adamw",
         learning_rate=1e-3,
         warmup_steps=20,
         schedule="linear",
-        evaluate_every=50,
+        evaluate_every=100,
     ),
     features=FeatureConfig(normalize=True),
+    max_train_utterances=60,
     max_eval_utterances=40,
     frame_rate=50.0,
     project_size=128,
     pooled_size=384,
     embedding_size=128,
+    layer_norm=True,
+    margin=0.2,
 )
 PRESETS = {"speaker_verification": SUPERB, "speaker_verification_demo": DEMO}

@@ -40,6 +40,7 @@ class XVector(nn.Module):
             nn.Conv1d(i, o, context, dilation=dilation)
             for i, o, (context, dilation) in zip(widths, widths[1:], CONTEXTS, strict=False)
         )
+        self.norms = nn.ModuleList(nn.LayerNorm(o) if config.layer_norm else nn.Identity() for o in widths[1:])
         self.first = nn.Linear(2 * config.pooled_size, config.embedding_size)
         self.second = nn.Linear(config.embedding_size, config.embedding_size)
         self.classes = nn.Parameter(torch.empty(config.embedding_size, speakers))
@@ -59,8 +60,8 @@ class XVector(nn.Module):
         features, lengths = stack_frames(features, lengths, self.factor)
         features, lengths = lengthen(features, lengths, LOST + 2)
         states = self.project(features).transpose(1, 2)  # (B, C, T)
-        for layer in self.delays:
-            states = F.relu(layer(states))
+        for layer, norm in zip(self.delays, self.norms, strict=True):
+            states = norm(F.relu(layer(states)).transpose(1, 2)).transpose(1, 2)
         inside = ~lengths_to_padding_mask(lengths - LOST, states.size(2))[:, None]  # (B, 1, T - LOST)
         count = (lengths - LOST)[:, None].to(states.dtype)
         mean = (states * inside).sum(dim=2) / count
