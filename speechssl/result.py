@@ -41,7 +41,7 @@ class Evaluation:
     files: Mapping[str, str] = field(default_factory=dict)
     """Artifacts written for this split: kind -> path relative to the run folder (scores: 'scores.tsv', ...)."""
     examples: Sequence[Mapping[str, str]] = ()
-    """Things to look at or listen to: flat mappings such as {'title', 'source', 'target', 'converted'}, paths relative."""
+    """Things to look at or hear: flat mappings such as {'title', 'source', 'target', 'converted'}, paths relative."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class RunResult:
     seconds: Mapping[str, float]
     """Stage ('features', 'train', 'evaluate') -> wall seconds."""
     features: Mapping[str, float]
-    """'audio_seconds', 'computed' and 'from_cache': how many utterances went through the upstream and how many did not."""
+    """'audio_seconds', and how many utterances were 'computed' by the upstream or came 'from_cache'."""
     best_step: int
     date: str
     """ISO 8601, UTC."""
@@ -95,7 +95,7 @@ class RunResult:
         path = folder / "result.json"
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
         return path
 
 

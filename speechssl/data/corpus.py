@@ -1,8 +1,8 @@
 """A prepared corpus: a folder with `corpus.json`, Lhotse manifests and audio.
 
-    corpus.json                      name, source, licences, hours, fingerprint
-    manifests/<split>.jsonl.gz       Lhotse MonoCuts; paths relative to the folder
-    audio/<source>/<id>.flac         16 kHz mono
+corpus.json                      name, source, licences, hours, fingerprint
+manifests/<split>.jsonl.gz       Lhotse MonoCuts; paths relative to the folder
+audio/<source>/<id>.flac         16 kHz mono
 """
 
 import json
@@ -55,7 +55,7 @@ def open_corpus(root: str | Path) -> Corpus:
     root = Path(root)
     path = root / "corpus.json"
     if not path.is_file():
-        raise ManifestError(f"{root} is no prepared corpus (it has no corpus.json): run `speechssl prepare demo {root}`.")
+        raise ManifestError(f"{root} is no corpus (it has no corpus.json): run `speechssl prepare demo {root}`.")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         if info["format"] != FORMAT:
