@@ -21,13 +21,16 @@ def download(repository: str, *, revision: str | None = None) -> Path:
     Raises:
         SpeechsslError: no such repository, or no connection and nothing in the cache.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, repo_exists, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     def fetch(name: str) -> Path:
         return Path(hf_hub_download(repository, name, revision=revision))
 
     try:
+        if not isinstance(try_to_load_from_cache(repository, "config.json", revision=revision), str):
+            # One quick question: hf_hub_download would retry for half a minute, with a line for each try.
+            repo_exists(repository)
         folder = fetch("config.json").parent
         for optional, fallback in (("preprocessor_config.json", None), ("model.safetensors", "pytorch_model.bin")):
             try:

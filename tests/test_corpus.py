@@ -386,8 +386,8 @@ def test_a_bad_file_is_an_error_or_is_counted(tones):
 
 
 def test_the_configs_in_recipes_fit():
-    assert load_config(DemoConfig(), yaml=RECIPES / "corpus.yaml") == DemoConfig()
-    quick = load_config(DemoConfig(), yaml=RECIPES / "corpus_quick.yaml")
+    assert load_config(DemoConfig(), yaml=RECIPES / "default" / "corpus.yaml") == DemoConfig()
+    quick = load_config(DemoConfig(), yaml=RECIPES / "quick" / "corpus.yaml")
     assert {source.name for source in quick.chosen()} < {source.name for source in FULL.chosen()}
     with pytest.raises(ConfigError, match="Did you mean 'asterisk'"):
         DemoConfig(sources=("asterix",)).chosen()
@@ -429,7 +429,7 @@ def test_gzip_manifests_hold_one_cut_per_line(tiny_corpus):
 
 @pytest.mark.network
 def test_the_quick_corpus_can_be_prepared(tmp_path):
-    info = prepare_demo(tmp_path, config=RECIPES / "corpus_quick.yaml")
+    info = prepare_demo(tmp_path, config=RECIPES / "quick" / "corpus.yaml")
     assert 0.9 < sum(row["hours"] for row in info["sources"]) < 1.6
     assert all(row["utterances"] > 100 for row in info["sources"])
     assert info["splits"]["speaker_test"]["speakers"] >= 4

@@ -21,6 +21,9 @@ class AsrConfig(TaskConfig):
     """Seconds; longer training utterances are left out, and counted in the log. Dev and test keep theirs."""
     label_rate: float | None = None
     """Hz; frames are stacked to about this rate before the LSTM. None = the upstream's own."""
+    standardise: bool = False
+    """Whether each dimension is brought to mean 0 and deviation 1 over the valid frames of a batch (running statistics in
+    evaluation) before the projection. SUPERB does not; CTC leaves its all-blank plateau sooner with it."""
     project_size: int = 1024
     hidden_size: int = 1024
     """Of each direction of each LSTM layer."""
@@ -49,6 +52,7 @@ DEMO = AsrConfig(
     ),
     features=FeatureConfig(normalize=True),
     label_rate=25.0,
+    standardise=True,
     project_size=128,
     hidden_size=128,
     augment=None,

@@ -51,7 +51,6 @@ PRESETS: dict[str, HubertConfig] = {
         depth=6,
         heads=4,
         ffn_width=1024,
-        pre_norm=True,
         pos_kernel=31,
         dropout=0.0,
         attention_dropout=0.0,

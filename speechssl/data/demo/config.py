@@ -24,7 +24,7 @@ SOURCES: Mapping[str, Source] = {source.name: source() for source in ALL}
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The default is about ten hours; `recipes/demo/corpus_quick.yaml` is one hour."""
+    """The default is about ten hours; `recipes/demo/quick/corpus.yaml` is one hour."""
 
     sources: tuple[str, ...] = (
         "festvox_ru", "fillets_cs", "fillets_nl", "asterisk", "tuxpaint", "klettres", "gcin", "lart", "speakerbox",
