@@ -22,8 +22,8 @@ class AsrConfig(TaskConfig):
     label_rate: float | None = None
     """Hz; frames are stacked to about this rate before the LSTM. None = the upstream's own."""
     standardise: bool = False
-    """Whether each dimension is brought to mean 0 and deviation 1 over the valid frames of a batch (running statistics in
-    evaluation) before the projection. SUPERB does not; CTC leaves its all-blank plateau sooner with it."""
+    """Whether the features go through `speechssl.head.standardise` first. SUPERB does not; with it, CTC sooner leaves
+    the plateau where it emits only blanks."""
     project_size: int = 1024
     hidden_size: int = 1024
     """Of each direction of each LSTM layer."""

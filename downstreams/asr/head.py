@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.featurizer.stack import stack_factor, stack_frames
-from speechssl.lengths import lengths_to_padding_mask
+from speechssl.head.standardise import Standardise
 
 from .config import AsrConfig
 
@@ -26,7 +26,7 @@ class RecurrentHead(nn.Module):
         super().__init__()
         self.frame_rate = frame_rate
         self.factor = 1 if config.label_rate is None else stack_factor(frame_rate, config.label_rate)
-        self.standardise = nn.BatchNorm1d(size, affine=False) if config.standardise else None
+        self.standardise = Standardise(size) if config.standardise else None
         self.project = nn.Linear(size * self.factor, config.project_size)
         widths = [config.project_size] + [2 * config.hidden_size] * config.num_layers
         self.layers = nn.ModuleList(BidirectionalLSTM(width, config.hidden_size) for width in widths[:-1])
@@ -44,8 +44,7 @@ class RecurrentHead(nn.Module):
             log-probabilities (B, T', V) and their lengths (B,), T' = ceil(T / factor).
         """
         if self.standardise is not None:
-            valid = ~lengths_to_padding_mask(lengths, features.size(1))  # (B, T)
-            features = torch.zeros_like(features).masked_scatter(valid[:, :, None], self.standardise(features[valid]))
+            features = self.standardise(features, lengths)
         features, lengths = stack_frames(features, lengths, self.factor)  # (B, T', factor * D)
         states = self.project(features)
         for layer in self.layers:

@@ -59,6 +59,8 @@ class HeadConfig:
     attention: int = 64
     center: bool = False
     """Whether each utterance's mean over time, which tells of the channel as well as of the attack, is taken away."""
+    standardise: bool = False
+    """Whether the features go through `speechssl.head.standardise` first."""
     dropout: float = 0.2
 
 
@@ -87,6 +89,6 @@ PRESETS = {
         train=TrainConfig(steps=400, batch_seconds=48.0, evaluate_every=40, optimizer="adamw", weight_decay=1e-2),
         features=FeatureConfig(normalize=True),
         spoof=_DEMO_SPOOF,
-        head=HeadConfig(width=64, attention=32),
+        head=HeadConfig(width=64, attention=32, standardise=True),
     ),
 }

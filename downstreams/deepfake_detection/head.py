@@ -6,6 +6,7 @@ B batch, T frames, D width of the features, H width of the head.
 import torch
 from torch import Tensor, nn
 
+from speechssl.head.standardise import Standardise
 from speechssl.lengths import lengths_to_padding_mask
 
 
@@ -38,7 +39,15 @@ class DetectionHead(nn.Module):
     """Scores above it count as real speech: the equal-error threshold on dev, which travels with the checkpoint."""
 
     def __init__(
-        self, size: int, *, width: int, kernel: int, attention: int, dropout: float, center: bool = False
+        self,
+        size: int,
+        *,
+        width: int,
+        kernel: int,
+        attention: int,
+        dropout: float,
+        center: bool = False,
+        standardise: bool = False,
     ) -> None:
         """
         Args:
@@ -47,9 +56,11 @@ class DetectionHead(nn.Module):
             kernel: frames that the convolution spans; odd.
             attention: width of the network that weighs the frames.
             center: whether each utterance's mean over time is taken away first.
+            standardise: whether each dimension is brought to one scale, see `speechssl.head.standardise`.
         """
         super().__init__()
         self.center = center
+        self.standardise = Standardise(size) if standardise else None
         self.project = nn.Sequential(nn.Conv1d(size, width, kernel, padding=kernel // 2), nn.ReLU())
         self.pool = AttentiveStatistics(width, attention)
         self.classify = nn.Sequential(
@@ -71,6 +82,8 @@ class DetectionHead(nn.Module):
         padding = lengths_to_padding_mask(lengths, features.size(1))[:, :, None]  # (B, T, 1)
         if self.center:
             features = features - features.masked_fill(padding, 0.0).sum(dim=1, keepdim=True) / lengths[:, None, None]
+        if self.standardise is not None:
+            features = self.standardise(features, lengths)
         frames = self.project(features.masked_fill(padding, 0.0).transpose(1, 2)).transpose(1, 2)  # (B, T, H)
         logits: Tensor = self.classify(self.pool(frames, lengths))
         return logits

@@ -55,6 +55,7 @@ class DeepfakeDetection(Task):
             attention=head.attention,
             dropout=head.dropout,
             center=head.center,
+            standardise=head.standardise,
         )
 
     @override

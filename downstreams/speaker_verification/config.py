@@ -19,6 +19,8 @@ class SpeakerVerificationConfig(TaskConfig):
     """Most trials of each kind and label, drawn evenly; what is beyond is counted in the log."""
     frame_rate: float | None = None
     """Hz; frames are stacked to about this rate first. None = the upstream's own."""
+    standardise: bool = False
+    """Whether the features go through `speechssl.head.standardise` first; SUPERB does not."""
     project_size: int = 512
     """Width after the first linear layer, and of the first four time-delay layers."""
     pooled_size: int = 1500
@@ -63,6 +65,7 @@ DEMO = SpeakerVerificationConfig(
     project_size=128,
     pooled_size=384,
     embedding_size=128,
+    standardise=True,
     layer_norm=True,
     margin=0.2,
 )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.featurizer.stack import stack_factor, stack_frames
+from speechssl.head.standardise import Standardise
 from speechssl.lengths import lengths_to_padding_mask
 from speechssl.types import LossOutput
 
@@ -33,6 +34,7 @@ class XVector(nn.Module):
         """
         super().__init__()
         self.factor = 1 if config.frame_rate is None else stack_factor(frame_rate, config.frame_rate)
+        self.standardise = Standardise(size) if config.standardise else None
         width = config.project_size
         self.project = nn.Linear(size * self.factor, width)
         widths = [width] * len(CONTEXTS) + [config.pooled_size]
@@ -57,6 +59,8 @@ class XVector(nn.Module):
         Returns:
             (B, E).
         """
+        if self.standardise is not None:
+            features = self.standardise(features, lengths)
         features, lengths = stack_frames(features, lengths, self.factor)
         features, lengths = lengthen(features, lengths, LOST + 2)
         states = self.project(features).transpose(1, 2)  # (B, C, T)

@@ -1,0 +1,26 @@
+"""Puts all dimensions of the features on one scale before a head.
+
+Hidden states of a pre-trained model hold most of their energy in few dimensions; a short training of the head then
+hardly sees the others. B batch, T frames, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from speechssl.lengths import lengths_to_padding_mask
+
+
+class Standardise(nn.Module):
+    """Each dimension to mean 0 and deviation 1 over the valid frames: of the batch in training, running in evaluation.
+
+    Paper: Ioffe and Szegedy 2015, algorithm 1 without scale and shift, arXiv:1502.03167.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(size, affine=False)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, D) and valid frames (B,) -> (B, T, D), 0 beyond the valid frames."""
+        valid = ~lengths_to_padding_mask(lengths, features.size(1))  # (B, T)
+        return torch.zeros_like(features).masked_scatter(valid[:, :, None], self.norm(features[valid]))
