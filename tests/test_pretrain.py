@@ -147,6 +147,19 @@ def test_crops_and_their_labels_begin_together(tiny_corpus: Path) -> None:
     assert not torch.equal(cached[batch].codes[0], cached[replace(batch, epoch=3)].codes[0])
 
 
+def test_crops_on_a_grid_need_no_padding(tiny_corpus: Path, labels: Path) -> None:
+    sets = [load_labels(label_path(labels, "train"))]
+    crop = CropConfig(16_000, 50.0, min_seconds=0.5, max_seconds=2.0, seed=0, grid_seconds=0.5)
+    utterances = _utterances(tiny_corpus)
+    dataset = PretrainDataset(utterances, sets, crop, cache_gb=1.0)
+    assert set(dataset.durations) <= {0.5, 1.0, 1.5, 2.0}
+    indices = (0, 3, 7, 12)
+    item = dataset[Batch(0, 0, 0, indices)]
+    shortest = min(dataset.durations[i] for i in indices)
+    assert item.waveform.shape == (4, round(shortest * 16_000))
+    assert item.lengths.tolist() == [round(shortest * 16_000)] * 4
+
+
 def test_worker_processes_give_the_same_batches_in_order(tiny_corpus: Path, labels: Path) -> None:
     sets = [load_labels(label_path(labels, "train"))]
     crop = CropConfig(16_000, 50.0, min_seconds=0.5, max_seconds=1.0, seed=0)

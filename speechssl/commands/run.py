@@ -80,17 +80,21 @@ def command(  # noqa: PLR0917  typer calls it by keyword
 
 
 def results_table(results: "Sequence[RunResult]") -> "Table":
-    """One row per upstream and seed, then one per upstream with the mean over seeds; metrics on test."""
+    """One row per upstream and seed, then one per upstream with the mean over seeds; metrics on test.
+
+    The primary metric comes first and has its 95 % interval; `result.json` holds those of the others.
+    """
     from rich.table import Table
 
-    names = list(results[0].test.metrics)
+    primary = results[0].metric
+    names = sorted(results[0].test.metrics, key=lambda name: name != primary)  # stable: the others keep their order
     table = Table("upstream", "seed", *names, "best step", "seconds", title=f"{results[0].task}: test")
     groups: dict[str, list[RunResult]] = {}
     for result in results:
         groups.setdefault(result.upstream.label, []).append(result)
     for label, group in groups.items():
         for result in group:
-            cells = [_cell(result.test.metrics[name]) for name in names]
+            cells = [_cell(result.test.metrics[name], interval=name == result.metric) for name in names]
             seconds = f"{sum(result.seconds.values()):.0f}"
             table.add_row(label, str(result.seed), *cells, str(result.best_step), seconds)
         if len(group) > 1:
@@ -100,8 +104,8 @@ def results_table(results: "Sequence[RunResult]") -> "Table":
     return table
 
 
-def _cell(value: "MetricValue") -> str:
+def _cell(value: "MetricValue", *, interval: bool) -> str:
     text = f"{value.value:.4f}"
-    if value.low is None or value.high is None:
+    if not interval or value.low is None or value.high is None:
         return text
     return f"{text} [{value.low:.3f}, {value.high:.3f}]"

@@ -25,6 +25,9 @@ class PretrainConfig:
     """Shorter utterances are left out, and counted in the log."""
     max_seconds: float = 15.625
     """Longer utterances are cropped at random, anew each epoch."""
+    grid_seconds: float | None = None
+    """Crops last a multiple of this, and all of a batch as long as its shortest, as in fairseq: no padding, and so few
+    shapes that a CPU's just-in-time kernels are compiled once. None = pad to the longest."""
     learning_rate: float = 5e-4
     beta1: float = 0.9
     beta2: float = 0.98
@@ -60,6 +63,10 @@ class PretrainConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"`{name}` must be positive, but is {getattr(self, name)}.")
+        if self.grid_seconds is not None and not 0 < self.grid_seconds <= self.min_seconds:
+            raise ConfigError(
+                f"`grid_seconds` must be > 0 and <= min_seconds = {self.min_seconds}, but is {self.grid_seconds}."
+            )
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"`warmup` is a share of the steps and must be >= 0 and < 1, but is {self.warmup}.")
 

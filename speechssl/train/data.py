@@ -54,6 +54,8 @@ class CropConfig:
     min_seconds: float
     max_seconds: float
     seed: int
+    grid_seconds: float | None = None
+    """Crops last a multiple of this, and all of a batch as long as its shortest; None = each as long as it can be."""
 
 
 class PretrainDataset(Dataset[TrainBatch]):
@@ -78,7 +80,7 @@ class PretrainDataset(Dataset[TrainBatch]):
         self.align = _alignment(crop, self.label_rates)
         for rate, rows in zip(self.label_rates, self.codes, strict=True):
             _check_fit(self.utterances, rows, rate)
-        self.durations = [min(_duration(u), crop.max_seconds) for u in self.utterances]
+        self.durations = [_crop_seconds(_duration(u), crop) for u in self.utterances]
         size = sum(_duration(u) for u in self.utterances) * crop.sample_rate * 2 / 1e9
         self.cached = size <= cache_gb
         self._cache: dict[int, Tensor] = {}
@@ -87,7 +89,10 @@ class PretrainDataset(Dataset[TrainBatch]):
         return len(self.utterances)
 
     def __getitem__(self, batch: Batch) -> TrainBatch:
-        rows = [self._row(index, batch.epoch) for index in batch.indices]
+        limit = self.crop.max_seconds
+        if self.crop.grid_seconds is not None:
+            limit = min(self.durations[index] for index in batch.indices)
+        rows = [self._row(index, batch.epoch, limit) for index in batch.indices]
         lengths = torch.tensor([len(w) for w, _ in rows])
         waveform = torch.zeros(len(rows), int(lengths.max()))
         for target, (row, _) in zip(waveform, rows, strict=True):
@@ -95,11 +100,11 @@ class PretrainDataset(Dataset[TrainBatch]):
         codes = [_hold_last([c[number] for _, c in rows]) for number in range(len(self.codes))]
         return TrainBatch(batch, waveform, lengths, codes)
 
-    def _row(self, index: int, epoch: int) -> tuple[Tensor, list[Tensor]]:
-        """The cropped waveform (S,) float32 and the codes from its first sample on, one per label set."""
+    def _row(self, index: int, epoch: int, limit: float) -> tuple[Tensor, list[Tensor]]:
+        """The waveform (S,) float32 of at most `limit` seconds, and the codes from its first sample, one per label set."""
         crop = self.crop
         total = round(_duration(self.utterances[index]) * crop.sample_rate)
-        size = min(total, round(crop.max_seconds * crop.sample_rate))
+        size = min(total, round(limit * crop.sample_rate))
         start = 0
         if size < total:
             generator = make_generator(crop.seed, "crop", epoch, self.utterances[index].id)
@@ -175,6 +180,14 @@ def _duration(utterance: Utterance) -> float:
     if utterance.duration is None:
         raise SpeechsslError(f"Utterance '{utterance.id}' has no duration: give one in the manifest.")
     return utterance.duration
+
+
+def _crop_seconds(duration: float, crop: CropConfig) -> float:
+    """How much of an utterance is used at most, seconds."""
+    seconds = min(duration, crop.max_seconds)
+    if crop.grid_seconds is None or seconds < crop.grid_seconds:
+        return seconds
+    return math.floor(seconds / crop.grid_seconds + 1e-6) * crop.grid_seconds
 
 
 def _alignment(crop: CropConfig, label_rates: Sequence[float]) -> int:

@@ -62,7 +62,12 @@ def pretrain(
     upstream = build_upstream(family, config.model, seed=config.train.seed)
     upstream.name = preset
     crop = CropConfig(
-        upstream.sample_rate, upstream.frame_rate, config.train.min_seconds, config.train.max_seconds, config.train.seed
+        upstream.sample_rate,
+        upstream.frame_rate,
+        config.train.min_seconds,
+        config.train.max_seconds,
+        config.train.seed,
+        config.train.grid_seconds,
     )
     dataset = PretrainDataset(opened.utterances(split), sets, crop, cache_gb=config.train.cache_gb)
     with torch.random.fork_rng(devices=[]):
