@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -218,3 +221,13 @@ def test_a_run_or_checkpoint_that_is_not_there_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert names in the_sentence(capsys, *verb, "-o", tmp_path / "out")
+
+
+def test_a_repository_out_of_reach_is_one_sentence(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    command = [sys.executable, "-m", "speechssl", "export", "gone/model", "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "'gone/model'" in line
+    assert "name a folder" in line

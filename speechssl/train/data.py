@@ -101,7 +101,7 @@ class PretrainDataset(Dataset[TrainBatch]):
         return TrainBatch(batch, waveform, lengths, codes)
 
     def _row(self, index: int, epoch: int, limit: float) -> tuple[Tensor, list[Tensor]]:
-        """The waveform (S,) float32 of at most `limit` seconds, and the codes from its first sample, one per label set."""
+        """The waveform (S,) float32 of at most `limit` seconds, and its codes, one tensor per label set."""
         crop = self.crop
         total = round(_duration(self.utterances[index]) * crop.sample_rate)
         size = min(total, round(limit * crop.sample_rate))
