@@ -39,8 +39,7 @@ class AsrConfig(TaskConfig):
 SUPERB = AsrConfig(
     train=TrainConfig(steps=200_000, batch_seconds=1200.0, max_batch_size=32, learning_rate=1e-4, evaluate_every=2_000)
 )
-# Many small steps: with batches of 60 s and 400 steps, the same minute of one core ends where CTC has hardly begun to
-# emit anything but blanks (loss 3.1 per character instead of 1.4). A minute is too short for SpecAugment to help.
+# Many small steps, so that a head leaves the all-blank plateau of CTC within a minute of one core.
 DEMO = AsrConfig(
     train=TrainConfig(
         steps=900,

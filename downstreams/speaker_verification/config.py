@@ -27,7 +27,7 @@ class SpeakerVerificationConfig(TaskConfig):
     """Width of the last time-delay layer, whose mean and standard deviation are taken."""
     embedding_size: int = 512
     layer_norm: bool = False
-    """Normalise over channels after each time-delay layer; without it, a short training hardly gets going."""
+    """Normalise over channels after each time-delay layer; SUPERB does not."""
     scale: float = 30.0
     margin: float = 0.4
 

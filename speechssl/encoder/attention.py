@@ -54,8 +54,7 @@ def attend_in_chunks(
 ) -> Tensor:
     """Scaled dot-product attention as plain products, a few heads at a time.
 
-    For bfloat16 on a CPU: torch's fused kernel reaches a tenth of the speed of its products there, this about a third
-    (benchmarks/upstream_speed.py).
+    For bfloat16 on a CPU, where torch's fused kernel is slower than plain products.
 
     Args:
         query: (B, H, T, D/H).
