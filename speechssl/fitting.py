@@ -145,7 +145,7 @@ class Fit:
             frame_rate=train.frame_rate,
             seed=seed,
         ).to(self.device)
-        self.optimizer = _optimizer(self.probe, self.config)
+        self.optimizer = _optimizer(self.probe, self.config, weight_rate_scale=task.config.features.weight_rate_scale)
         self.progress = Progress()
 
     def run(self) -> Fitted:
@@ -211,7 +211,7 @@ class Fit:
         if optimizer is None:
             raise SpeechsslError(f"The head of '{self.task.name}' has nothing to train: set `train.steps` to 0.")
         for group in optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * schedule(self.config, step)
+            group["lr"] = group["rate_scale"] * self.config.learning_rate * schedule(self.config, step)
         generator = make_generator(self.seed, "step", step)
         states, lengths = collate(
             self.features["train"], utterances, max_duration=self.config.max_duration, generator=generator
@@ -359,13 +359,17 @@ def _silent(steps: int, note: str) -> None:
     del steps, note
 
 
-def _optimizer(probe: Probe, config: TrainConfig) -> torch.optim.Optimizer | None:
-    """None where there is nothing to train."""
-    parameters = [p for p in probe.parameters() if p.requires_grad]
-    if config.steps == 0 or not parameters:
+def _optimizer(probe: Probe, config: TrainConfig, *, weight_rate_scale: float) -> torch.optim.Optimizer | None:
+    """None where there is nothing to train; 'rate_scale' of a group multiplies the learning rate of every step."""
+    groups = [
+        {"params": [p for p in module.parameters() if p.requires_grad], "rate_scale": scale}
+        for module, scale in ((probe.featurizer, weight_rate_scale), (probe.head, 1.0))
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.steps == 0 or not groups:
         return None
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return kind(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -5,7 +5,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -15,12 +16,21 @@ from speechssl.extraction import extract, resolve_items
 from speechssl.fitting import Probe, build_probe, load_probe
 from speechssl.registry import task_module
 from speechssl.task import Task, TaskData
+from speechssl.types import Utterance
 from speechssl.upstream import Upstream
 from speechssl.upstream_spec import UpstreamCard, UpstreamSpec, load
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
 FILE = "task.json"
+
+
+@runtime_checkable
+class PreparesFiles(Protocol):
+    """A task whose training audio went through more than reading, which a user's files must go through too."""
+
+    def prepare_files(self, utterances: Sequence[Utterance], folder: Path) -> list[Utterance]:
+        """Writes the prepared audio into `folder` and returns the utterances to score, one or more per file."""
 
 
 def save_task(
@@ -79,7 +89,9 @@ def infer(
     model = _upstream(saved, upstream, device)
     utterances = resolve_items(files)
     features = {}
-    with torch.no_grad():
+    with TemporaryDirectory(prefix="speechssl-") as prepared, torch.no_grad():
+        if isinstance(task, PreparesFiles):
+            utterances = task.prepare_files(utterances, Path(prepared))
         for utterance, states in extract(model, utterances, layers=saved["layers"]):
             pooled = task.config.features.pooling == "mean"
             layers = [s.mean(dim=0) if pooled else s for s in states]

@@ -29,6 +29,9 @@ class FeatureConfig:
     """Whether each layer is layer-normalised (no affine) before the sum, as S3PRL's `--upstream_feature_normalize`."""
     pooling: Literal["none", "mean"] = "none"
     """'mean': the mean over valid frames, cached as one (L+1, D) array; exact for heads linear before pooling."""
+    weight_rate_scale: float = 1.0
+    """Learning rate of the layers' weights over that of the head. Adam moves a weight by about its rate at each step:
+    1, as in SUPERB, leaves the weights of a run of a few hundred steps where they began."""
 
 
 @dataclass(frozen=True)

@@ -359,9 +359,13 @@ def test_inference_gives_a_verdict_without_the_corpus() -> None:
     task, head = DeepfakeDetection(DeepfakeConfig()), _head()
     head.threshold.fill_(-100.0)
     restored = task.restore(task.state(TaskData({})))
-    features = {"a": torch.randn(30, 12, generator=torch.Generator().manual_seed(0))}
-    found = task.infer(head, features, [Utterance("a", "a.wav")], restored, Path())
-    assert found["a.wav"]["verdict"] == "real" and found["a.wav"]["threshold"] == -100.0
+    generator = torch.Generator().manual_seed(0)
+    features = {name: torch.randn(30, 12, generator=generator) for name in ("x", "y")}
+    parts = [Utterance(n, f"{n}.flac", labels={"file": "a.wav", "start": s}) for n, s in (("x", 0.2), ("y", 1.7))]
+    found = task.infer(head, features, parts, restored, Path())["a.wav"]
+    assert found["verdict"] == "real" and found["threshold"] == -100.0
+    assert [part["start"] for part in found["stretches"]] == [0.2, 1.7]
+    assert found["score"] == pytest.approx(sum(part["score"] for part in found["stretches"]) / 2)
 
 
 def test_presets_take_overrides_and_refuse_unknown_keys() -> None:

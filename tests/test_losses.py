@@ -63,7 +63,7 @@ def test_label_sets_are_summed_and_projected_apart() -> None:
     output = head(hidden, codes)
     torch.testing.assert_close(output.loss_sum, expected, rtol=1e-5, atol=1e-5)
     assert set(output.metrics) == {
-        "accuracy", "code_usage", "prediction_usage", "code_2_usage", "prediction_2_usage",
+        "accuracy", "masked_loss", "code_usage", "prediction_usage", "code_2_usage", "prediction_2_usage",
     }  # fmt: skip
     assert _head(num_labels=[7, 5], untie_final_proj=False).final_proj.out_features == 16
     with pytest.raises(SpeechsslError, match="2 label sets"):

@@ -10,18 +10,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from speechssl.checkpoint import save_upstream
 from speechssl.cli import main
 from speechssl.config import load_config
 from speechssl.data.batching import Batch, make_generator
 from speechssl.data.corpus import open_corpus
 from speechssl.errors import ConfigError, SpeechsslError
-from speechssl.loading import load_upstream
+from speechssl.loading import build_upstream, load_upstream
 from speechssl.targets.cluster import ClusterConfig, cluster
 from speechssl.targets.kmeans import KMeansConfig, load_kmeans
 from speechssl.targets.labels import label_path, load_labels, make_label_set
@@ -330,6 +332,28 @@ def test_a_run_learns_and_leaves_an_upstream(tiny_corpus: Path, labels: Path, tm
         pretrain(
             "hubert_tiny", corpus=tiny_corpus, labels=[labels], output=tmp_path, overrides=(*overrides, "model.depth=3")
         )
+
+
+def test_a_run_starts_from_the_weights_it_is_given(
+    tiny_corpus: Path, labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    still = (*FAST, "train.steps=2", "train.learning_rate=0")  # so that the weights stay what they were
+    shape = replace(PRESETS["hubert_tiny"], width=32, depth=2, heads=2, ffn_width=64, pos_kernel=7)
+    small = build_upstream("hubert", shape, seed=5)
+    save_upstream(small, tmp_path / "given")
+    arguments: dict[str, Any] = {"corpus": tiny_corpus, "labels": [labels], "overrides": still}
+    pretrain("hubert_tiny", output=tmp_path / "from", init=tmp_path / "given", **arguments)
+    ended = load_upstream(tmp_path / "from")
+    assert all(torch.equal(value, small.state_dict()[name]) for name, value in ended.state_dict().items())
+    assert "from random (seed 5)" in ended.weights
+    with pytest.raises(ConfigError, match="init="):
+        pretrain("hubert_tiny", output=tmp_path / "from", **arguments)
+    arguments["overrides"] = (*still, "model.width=16")
+    with pytest.raises(SpeechsslError, match="shape"):
+        pretrain("hubert_tiny", output=tmp_path / "other", init=tmp_path / "given", **arguments)
+    arguments["overrides"] = (*still, "model.pre_norm=true")
+    pretrain("hubert_tiny", output=tmp_path / "norms", init=tmp_path / "given", **arguments)
+    assert "differ in: pre_norm" in caplog.text
 
 
 def test_a_killed_run_goes_on_bit_for_bit(

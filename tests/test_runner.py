@@ -266,6 +266,20 @@ def test_the_learning_rate_warms_up_and_decays(kind: Any, step: int, factor: flo
     assert schedule(config, step) == pytest.approx(factor, abs=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_layer_weights_learn_at_their_own_rate(
+    scale: float, tiny_corpus: Path, tmp_path: Path, options: RunOptions
+) -> None:
+    """Adam's first steps are as long as the rate, whatever the gradient."""
+    train = dataclasses.replace(CONFIG.train, steps=1, evaluate_every=1, learning_rate=1e-3)
+    features = FeatureConfig(layers=(0, 2), weight_rate_scale=scale)
+    config = dataclasses.replace(CONFIG, train=train, features=features)
+    (result,) = once(tiny_corpus, tmp_path / "exp", options, upstream="hubert_tiny:random", config=config)
+    weights = torch.tensor(result.layer_weights)
+    moved = (weights.log() - weights.log().mean()).abs().max()
+    assert 0.5 * scale * 1e-3 < float(moved) < 2.0 * scale * 1e-3
+
+
 def test_the_command_line_runs_a_task_and_applies_it(
     tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,7 @@
 """Speaker verification: x-vector, AM-softmax, trials and scores."""
 
+import math
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from downstreams.speaker_verification.config import PRESETS, SpeakerVerification
 from downstreams.speaker_verification.data import ACROSS, WITHIN, make_trials, read_splits, speakers_of
 from downstreams.speaker_verification.head import XVector, lengthen
 from downstreams.speaker_verification.task import TASK
+from speechssl.audio import read_audio
+from speechssl.augment.speed import change_speed
 from speechssl.data.corpus import open_corpus
-from speechssl.errors import ManifestError, SpeechsslError
+from speechssl.errors import ConfigError, ManifestError, SpeechsslError
 from speechssl.inference import infer
 from speechssl.metric.detection import equal_error_rate
 from speechssl.runner import RunOptions, run
@@ -146,6 +150,35 @@ def test_splits_share_no_speaker(tiny_corpus: Path) -> None:
     assert len(some["train"]) == 3 * len(speakers_of(some["train"]))
     with pytest.raises(ManifestError, match="at least two"):
         read_splits(corpus, SpeakerVerificationConfig(languages=("zz",)))
+
+
+def test_each_speed_is_a_training_speaker_of_its_own(tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = open_corpus(tiny_corpus)
+    plain, both = read_splits(corpus, SMALL), read_splits(corpus, replace(SMALL, speeds=(0.9, 1.1)))
+    assert both["dev"] == plain["dev"] and both["test"] == plain["test"]
+    size, names = len(plain["train"]), speakers_of(plain["train"])
+    assert both["train"][:size] == plain["train"]
+    assert set(speakers_of(both["train"])) == {*names, *(f"{n}@{v}" for n in names for v in ("0.9", "1.1"))}
+    slow = both["train"][size]
+    original = read_audio(plain["train"][0].path, sample_rate=16_000)
+    copy = read_audio(slow.path, sample_rate=16_000)
+    assert slow.labels["text"] == plain["train"][0].labels["text"]
+    assert slow.duration == pytest.approx(len(copy) / 16_000, abs=1e-3)
+    torch.testing.assert_close(copy, change_speed(original, 0.9).clamp(-1, 1), rtol=0, atol=2**-15)
+    monkeypatch.setattr("downstreams.speaker_verification.perturb.write_flac", None)  # nothing is written twice
+    assert read_splits(corpus, replace(SMALL, speeds=(0.9, 1.1)))["train"] == both["train"]
+
+
+def test_speed_changes_duration_and_pitch_alike() -> None:
+    tone = torch.sin(2 * torch.pi * 400 * torch.arange(16_000) / 16_000)
+    for speed in (0.9, 1.1, 1.25):
+        changed = change_speed(tone, speed)
+        assert len(changed) == math.ceil(16_000 / speed)
+        peak = torch.fft.rfft(changed, n=160_000).abs().argmax() / 10  # Hz
+        assert float(peak) == pytest.approx(400 * speed, abs=1.0)
+    for wrong in (0.3, 3.0, 0.905, float("nan")):
+        with pytest.raises(ConfigError, match="speed must lie"):
+            change_speed(tone, wrong)
 
 
 def test_evaluation_is_the_rate_of_the_cosines(tmp_path: Path) -> None:

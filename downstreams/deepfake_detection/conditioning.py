@@ -30,11 +30,17 @@ def frame_levels(waveform: Tensor) -> Tensor:
 
 def trim_silence(waveform: Tensor, threshold_db: float) -> Tensor:
     """Cuts what lies `threshold_db` below the loudest frame from both ends, (S,) -> (S',)."""
+    first, last = speech_bounds(waveform, threshold_db)
+    return waveform[first:last]
+
+
+def speech_bounds(waveform: Tensor, threshold_db: float) -> tuple[int, int]:
+    """The samples that `trim_silence` keeps: from the first on, before the last."""
     levels = frame_levels(waveform)
     if levels.numel() == 0 or not bool(levels.isfinite().all()):
-        return waveform
+        return 0, waveform.numel()
     active = (levels >= levels.max() - threshold_db).nonzero()[:, 0]
-    return waveform[int(active[0]) * HOP : int(active[-1]) * HOP + FRAME]
+    return int(active[0]) * HOP, int(active[-1]) * HOP + FRAME
 
 
 def crop(waveform: Tensor, seconds: float, generator: torch.Generator) -> Tensor:
@@ -75,6 +81,32 @@ def finish(segment: Tensor, config: ConditioningConfig, generator: torch.Generat
     waveform = band_limit(waveform / rms + noise / rms, config.low_hz, config.high_hz)
     waveform = code(set_level(waveform, config.level_db), config.codec)[:size]
     return set_level(waveform - waveform.mean(), config.level_db)
+
+
+def windows(waveform: Tensor, config: ConditioningConfig) -> list[tuple[float, Tensor]]:
+    """Brings a whole recording to the common form, stretch after stretch from the first speech to the last.
+
+    An utterance of the set is one such stretch from a random place. Here the crop and the noise depend on the number of
+    the stretch alone, so that neither the level of the recording nor the silence around the speech changes them.
+
+    Args:
+        waveform: (S,) at 16 kHz.
+
+    Returns:
+        (where it begins, seconds; (seconds * 16 000,)) for each stretch with enough speech; none where there is too
+        little of it.
+    """
+    first, last = speech_bounds(waveform, config.trim_db)
+    size, length = round(config.seconds * SAMPLE_RATE), round((config.seconds + MARGIN) * SAMPLE_RATE)
+    starts = list(range(first, max(last - size, first) + 1, size))
+    if last > starts[-1] + length:
+        starts.append(last - length)
+    found = []
+    for number, start in enumerate(starts):
+        finished = finish(waveform[start : min(start + length, last)], config, torch.Generator().manual_seed(number))
+        if finished is not None:
+            found.append((start / SAMPLE_RATE, finished))
+    return found
 
 
 def band_limit(waveform: Tensor, low_hz: float, high_hz: float) -> Tensor:

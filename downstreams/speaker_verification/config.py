@@ -17,6 +17,8 @@ class SpeakerVerificationConfig(TaskConfig):
     """Most dev, and most test, utterances per speaker and language: trials grow with its square. None = all."""
     max_trials: int = 20_000
     """Most trials of each kind and label, drawn evenly; what is beyond is counted in the log."""
+    speeds: tuple[float, ...] = ()
+    """Speeds at which each training utterance is heard too, as another speaker's (see perturb.py); SUPERB has none."""
     frame_rate: float | None = None
     """Hz; frames are stacked to about this rate first. None = the upstream's own."""
     standardise: bool = False

@@ -20,6 +20,7 @@ from speechssl.errors import ManifestError
 from speechssl.types import Utterance
 
 from .config import SpeakerVerificationConfig
+from .perturb import with_speeds
 
 logger = logging.getLogger(__name__)
 WITHIN, ACROSS = "within language", "across languages"
@@ -61,6 +62,9 @@ def read_splits(corpus: Corpus, config: SpeakerVerificationConfig) -> Mapping[st
                 f"The corpus {corpus.root} has {len(speakers_of(chosen))} speakers in 'speaker_{split}' for these "
                 "settings: speaker verification needs at least two."
             )
+        if split == "train":
+            # A corpus that was prepared anew has another fingerprint, and its copies another folder.
+            chosen = with_speeds(chosen, config.speeds, corpus.root / "speaker_verification" / corpus.fingerprint[:16])
         splits[split] = chosen
     for first, second in combinations(splits, 2):
         shared = set(speakers_of(splits[first])) & set(speakers_of(splits[second]))

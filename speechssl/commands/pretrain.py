@@ -14,6 +14,9 @@ def command(
     labels: Annotated[list[Path], typer.Option(help="Folder of `speechssl cluster`; may be given several times.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Receives the upstream, checkpoints and metrics.")],
     split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    init: Annotated[
+        str | None, typer.Option(help="Upstream of the same shape to start from; random weights if not given.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML with the settings to change.")] = None,
 ) -> None:
     """Pre-train an upstream on a corpus that `speechssl cluster` has labelled; an interrupted run goes on by itself.
@@ -28,7 +31,14 @@ def command(
     from speechssl.train.run import pretrain
 
     outcome = pretrain(
-        preset, corpus=corpus, labels=labels, output=output, split=split, yaml=config, overrides=overrides or ()
+        preset,
+        corpus=corpus,
+        labels=labels,
+        output=output,
+        split=split,
+        init=init,
+        yaml=config,
+        overrides=overrides or (),
     )
     if not outcome.finished:
         typer.echo(f"Stopped at step {outcome.step}; the same command goes on from there.", err=True)

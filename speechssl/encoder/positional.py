@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from speechssl.errors import ConfigError
+
 
 class ConvPositionalEmbedding(nn.Module):
     """Adds positions as a wide grouped convolution over time: weight norm over the kernel axis, same length, GELU.
@@ -18,6 +20,8 @@ class ConvPositionalEmbedding(nn.Module):
 
     def __init__(self, width: int, *, kernel: int, groups: int) -> None:
         super().__init__()
+        if width % groups:
+            raise ConfigError(f"`width` must be a multiple of `pos_groups`, but is {width} with {groups} groups.")
         self.kernel = kernel
         conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
         nn.init.normal_(conv.weight, mean=0.0, std=math.sqrt(4.0 / (kernel * width)))

@@ -84,36 +84,51 @@ class MaskedPrediction(nn.Module):
             else:
                 nn.init.normal_(embeddings, std=final_dim**-0.5)
 
-    def forward(self, hidden: Tensor, codes: Sequence[Tensor]) -> LossOutput:
+    def forward(
+        self,
+        hidden: Tensor,
+        codes: Sequence[Tensor],
+        *,
+        masked: Tensor | None = None,
+        unmasked_weight: float = 0.0,
+    ) -> LossOutput:
         """Sums the cross-entropy of every label set over the frames.
 
         Args:
-            hidden: (N, D) hidden states of the scored frames.
+            hidden: (N, D) hidden states.
             codes: (N,) int64 true labels of each label set.
+            masked: (N,) bool, the frames that count in the sample size and in the metrics; None = all.
+            unmasked_weight: of the other frames' loss. One product for both kinds costs less than two of shapes that
+                change with every mask.
 
         Returns:
-            the loss, with sample_size N, the sums 'accuracy' (mean over label sets), and for each label set the (K,)
-            counts 'code_usage' and 'prediction_usage' (suffixed with its number from the second on).
+            the loss; the number of masked frames; the sums over them 'masked_loss' and 'accuracy' (mean over label
+            sets), and for each label set the (K,) counts 'code_usage' and 'prediction_usage' (suffixed with its number
+            from the second on).
         """
         sets = len(self.label_embeddings)
         if len(codes) != sets:
             raise SpeechsslError(f"This model predicts {sets} label sets, but was given {len(codes)}.")
         projected = self.final_proj(hidden)
         parts = projected.chunk(sets, dim=-1) if self.untie_final_proj else [projected] * sets
+        counted = torch.ones(hidden.size(0), device=hidden.device) if masked is None else masked.float()  # (N,)
+        weight = counted + unmasked_weight * (1.0 - counted)
         loss = projected.new_zeros((), dtype=torch.float32)
-        correct = torch.zeros_like(loss)
+        masked_loss, correct = torch.zeros_like(loss), torch.zeros_like(loss)
         metrics: dict[str, Tensor] = {}
         for number, (part, target, embeddings) in enumerate(zip(parts, codes, self.label_embeddings, strict=True)):
             logits = cosine_logits(part, embeddings, temperature=self.temperature)  # (N, K)
-            loss = loss + F.cross_entropy(logits, target, reduction="sum")
+            entropy = F.cross_entropy(logits, target, reduction="none")  # (N,)
+            loss = loss + (weight * entropy).sum()
             with torch.no_grad():
                 predicted = logits.argmax(dim=1)
-                correct += (predicted == target).sum()
+                masked_loss += (counted * entropy).sum()
+                correct += (counted * (predicted == target)).sum()
                 suffix = USAGE if number == 0 else f"_{number + 1}{USAGE}"
-                metrics["code" + suffix] = _counts(target, logits.size(1))
-                metrics["prediction" + suffix] = _counts(predicted, logits.size(1))
-        metrics["accuracy"] = correct / sets
-        return LossOutput(loss, torch.tensor(float(hidden.size(0)), device=hidden.device), metrics)
+                metrics["code" + suffix] = _counts(target, counted, logits.size(1))
+                metrics["prediction" + suffix] = _counts(predicted, counted, logits.size(1))
+        metrics |= {"masked_loss": masked_loss, "accuracy": correct / sets}
+        return LossOutput(loss, counted.sum(), metrics)
 
 
 def perplexity(counts: Tensor) -> Tensor:
@@ -122,5 +137,5 @@ def perplexity(counts: Tensor) -> Tensor:
     return torch.where(counts.sum() > 0, torch.special.entr(prob).sum().exp(), 0.0)
 
 
-def _counts(codes: Tensor, size: int) -> Tensor:
-    return torch.zeros(size, device=codes.device).index_add_(0, codes, torch.ones_like(codes, dtype=torch.float32))
+def _counts(codes: Tensor, counted: Tensor, size: int) -> Tensor:
+    return torch.zeros(size, device=codes.device).index_add_(0, codes, counted)

@@ -1,5 +1,6 @@
 """From a preset's name, a corpus and labels to a pre-trained upstream folder."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,17 +9,20 @@ from typing import Any
 
 import torch
 
-from speechssl.checkpoint import save_upstream
+from speechssl.checkpoint import load_weights, save_upstream
 from speechssl.config import load_config, to_dict
 from speechssl.data.batching import derive_seed
 from speechssl.data.corpus import Corpus, open_corpus
 from speechssl.errors import SpeechsslError, UnknownNameError
-from speechssl.loading import build_upstream
+from speechssl.loading import build_upstream, load_upstream
 from speechssl.registry import family_module, find_preset
 from speechssl.targets.labels import LabelSet, label_path, load_labels
 from speechssl.train.config import PretrainConfig
 from speechssl.train.data import CropConfig, PretrainDataset
 from speechssl.train.loop import Pretraining, PretrainOutcome
+from speechssl.upstream import Upstream
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ def pretrain(
     labels: Sequence[str | Path],
     output: str | Path,
     split: str = "train",
+    init: str | Path | None = None,
     yaml: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> PretrainOutcome:
@@ -46,10 +51,13 @@ def pretrain(
         preset: public name, such as 'hubert_tiny'.
         labels: folders of `speechssl cluster`, one per label set.
         output: receives the upstream (`load_upstream` reads it), `checkpoints`, `log.jsonl` and `tensorboard`.
+        init: an upstream of the same shape to start from, as `load_upstream` takes it; None = random weights, as the
+            paper's second iteration too. The prediction head is new in either case.
         overrides: such as 'train.steps=1000'.
 
     Raises:
-        SpeechsslError: a preset without pre-training, labels of another corpus, a run with other settings.
+        SpeechsslError: a preset without pre-training, labels of another corpus, a run with other settings, weights that
+            don't fit.
     """
     family, model_config = find_preset(preset)
     module = _objective_module(family, preset)
@@ -60,6 +68,12 @@ def pretrain(
     for folder, label_set in zip(labels, sets, strict=True):
         _check_corpus(opened, label_set, Path(folder))
     upstream = build_upstream(family, config.model, seed=config.train.seed)
+    started = None
+    if init is not None:
+        source = load_upstream(init)
+        _warn_of_other_settings(source, config.model, str(init))
+        load_weights(upstream, source.state_dict(), origin=str(init))
+        started = source.fingerprint()
     upstream.name = preset
     crop = CropConfig(
         upstream.sample_rate,
@@ -83,6 +97,7 @@ def pretrain(
         "objective": to_dict(config.objective),
         "corpus": opened.fingerprint,
         "labels": [s.fingerprint() for s in sets],
+        "init": started,
     }
     run = Pretraining(
         objective,
@@ -95,6 +110,8 @@ def pretrain(
     outcome = run.run()
     if outcome.finished and run.fabric.is_global_zero:
         upstream.weights = f"pre-trained on {opened.name} {opened.fingerprint[:12]} ({split}), {outcome.step} steps"
+        if init is not None:
+            upstream.weights += f", from {source.weights}"
         save_upstream(upstream, output)
     return outcome
 
@@ -109,6 +126,14 @@ def _objective_module(family: str, preset: str) -> ModuleType:
     if preset not in module.PRETRAIN_PRESETS:
         raise UnknownNameError("pre-training preset", preset, module.PRETRAIN_PRESETS)
     return module
+
+
+def _warn_of_other_settings(source: Upstream, model: Any, init: str) -> None:
+    """Weights of the same names and shapes may have been trained with, say, norms in other places."""
+    old, new = to_dict(getattr(source, "config", model)), to_dict(model)
+    different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if different:
+        logger.warning("The run starts from %s, whose settings differ in: %s.", init, ", ".join(different))
 
 
 def _check_corpus(corpus: Corpus, labels: LabelSet, folder: Path) -> None:

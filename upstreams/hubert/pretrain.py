@@ -118,12 +118,14 @@ class HubertPretraining(nn.Module):
             depth
         ]
         aligned = [align_codes(c, ratio, features.size(1)) for c, ratio in zip(codes, self.ratios, strict=True)]
-        output = self.prediction(hidden[mask], [c[mask] for c in aligned])
-        loss = output.loss_sum
-        metrics = {**output.metrics, "masked_loss": loss.detach()}
         if config.unmasked_weight > 0:
-            seen = ~(mask | lengths_to_padding_mask(frames, features.size(1)))
-            loss = loss + config.unmasked_weight * self.prediction(hidden[seen], [c[seen] for c in aligned]).loss_sum
+            inside = ~lengths_to_padding_mask(frames, features.size(1))
+            output = self.prediction(
+                *_select(hidden, aligned, inside), masked=mask[inside], unmasked_weight=config.unmasked_weight
+            )
+        else:
+            output = self.prediction(*_select(hidden, aligned, mask))
+        loss, metrics = output.loss_sum, dict(output.metrics)
         if config.features_penalty > 0 and features.requires_grad:
             # fairseq multiplies by the sample size, so that after the division by it the mean square remains.
             penalty = features_penalty(features, frames) * output.sample_size
@@ -137,6 +139,11 @@ class HubertPretraining(nn.Module):
         seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         cpu = torch.Generator().manual_seed(seed)
         return sample_skipped_blocks(depth, self.upstream.config.layerdrop, generator=cpu)
+
+
+def _select(hidden: Tensor, codes: Sequence[Tensor], chosen: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The chosen frames: (N, D) and codes (N,); from (B, T, D), (B, T) and the choice (B, T) bool."""
+    return hidden[chosen], [c[chosen] for c in codes]
 
 
 def align_codes(codes: Tensor, ratio: float, frames: int) -> Tensor:
