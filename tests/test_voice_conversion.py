@@ -13,6 +13,7 @@ from downstreams.voice_conversion import scoring
 from downstreams.voice_conversion.config import PRESETS, HeadConfig, VoiceConversionConfig
 from downstreams.voice_conversion.data import Plan
 from downstreams.voice_conversion.head import MelHead
+from downstreams.voice_conversion.loudness import PEAK, loudness, match_loudness, reference_loudness
 from downstreams.voice_conversion.task import TASK, VoiceConversion
 from speechssl.audio import read_audio
 from speechssl.config import load_config
@@ -193,6 +194,12 @@ def test_evaluation_reports_conversions_beside_their_bounds(tiny_corpus: Path, t
     for kind in ("source", "target", "converted", "copy_synthesis"):
         assert soundfile.info(tmp_path / test.examples[0][kind]).frames > 8_000
     assert test.examples[0]["vocoder"] == "Griffin-Lim"
+    for pair, example in zip(plan.pairs["test"], test.examples, strict=False):
+        converted, rate = soundfile.read(tmp_path / example["converted"], dtype="float32")
+        spoken = [
+            torch.from_numpy(soundfile.read(u.path, dtype="float32")[0]) for u in plan.targets[pair.target].reference
+        ]
+        assert loudness(torch.from_numpy(converted), rate) == pytest.approx(reference_loudness(spoken, 16_000), abs=0.2)
 
 
 @pytest.mark.usefixtures("judges")
@@ -213,8 +220,37 @@ def test_own_files_are_converted_first_to_the_voice_of_the_others(tiny_corpus: P
     features = {u.id: _features(u) for u in spoken}
     found = task.infer(head, features, spoken, task.restore({}), tmp_path / "new")
     seconds = len(features[spoken[0].id]) / 100
-    info = soundfile.info(found["converted"])
-    assert info.frames / info.samplerate == pytest.approx(seconds, abs=0.05)
+    converted, rate = soundfile.read(found["converted"], dtype="float32")
+    assert len(converted) / rate == pytest.approx(seconds, abs=0.05)
+    voice = reference_loudness([read_audio(u.path) for u in spoken[1:]], 16_000)
+    assert loudness(torch.from_numpy(converted), rate) == pytest.approx(voice, abs=0.2)
     assert found["source"] == spoken[0].path and len(found["voice"]) == 2
     with pytest.raises(SpeechsslError, match="two files or more"):
         task.infer(head, features, spoken[:1], data, tmp_path)
+
+
+def _sine(amplitude: float, seconds: float, rate: int) -> Tensor:
+    return amplitude * torch.sin(6.283185307 * 997 * torch.arange(round(seconds * rate)) / rate)
+
+
+@pytest.mark.parametrize("rate", [16_000, 22_050, 48_000])
+def test_loudness_is_that_of_the_standard(rate: int) -> None:
+    # ITU-R BS.1770: a sine of 997 Hz at full scale in one channel has -3.01 LUFS; its filters are given at 48 kHz.
+    assert loudness(_sine(1.0, 2.0, rate), rate) == pytest.approx(-3.01, abs=0.15)
+    assert loudness(_sine(0.1, 0.1, rate), rate) == pytest.approx(-23.01, abs=0.3)  # shorter than a block
+    padded = torch.cat([_sine(0.1, 2.0, rate), torch.zeros(10 * rate)])
+    assert loudness(padded, rate) == pytest.approx(-23.01, abs=0.5)
+    assert loudness(torch.zeros(rate), rate) is None
+
+
+def test_matching_brings_speech_to_the_level_and_never_clips() -> None:
+    rate = 22_050
+    soft = _sine(0.01, 1.0, rate)
+    assert loudness(match_loudness(soft, rate, -20.0), rate) == pytest.approx(-20.0, abs=0.05)
+    click = soft.clone()
+    click[5_000] = 0.5
+    loud = match_loudness(click, rate, -10.0)
+    assert float(loud.abs().max()) == pytest.approx(PEAK, abs=1e-6)
+    assert torch.allclose(loud / loud[5_000], click / click[5_000], atol=1e-6)  # scaled, not distorted
+    assert torch.equal(match_loudness(torch.zeros(rate), rate, -20.0), torch.zeros(rate))
+    assert torch.equal(match_loudness(soft, rate, None), soft)

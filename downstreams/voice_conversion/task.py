@@ -23,7 +23,9 @@ from downstreams.voice_conversion.bounds import load_bounds, read, resample
 from downstreams.voice_conversion.config import VoiceConversionConfig
 from downstreams.voice_conversion.data import Plan, Target, make_data
 from downstreams.voice_conversion.head import MelHead
+from downstreams.voice_conversion.judges import SAMPLE_RATE
 from downstreams.voice_conversion.knn import convert, prematch
+from downstreams.voice_conversion.loudness import match_loudness, reference_loudness
 from downstreams.voice_conversion.scoring import give_verdict, mean_value, score_metrics
 from speechssl.data.corpus import Corpus
 from speechssl.errors import SpeechsslError
@@ -46,6 +48,7 @@ class VoiceConversion(Task):
         super().__init__(config)
         self.config: VoiceConversionConfig = config
         self._mels: dict[str, Tensor] = {}
+        self._levels: dict[str, float | None] = {}
         if config.judges == "none":
             # Without judges the one measure left is how well held-out speech of the targets is given back.
             self.metric = "mel_distance"
@@ -100,11 +103,7 @@ class VoiceConversion(Task):
         metrics = {"mel_distance": self._mel_distance(network, predictions, plan, split)}
         if self.config.judges == "none":
             return Evaluation(metrics)
-        mels = [
-            self.convert(network, predictions[p.source.id], _reference(predictions, plan.targets[p.target]))
-            for p in plan.pairs[split]
-        ]
-        waveforms = [synthesise(self.vocoder, mel) for mel in mels]
+        waveforms = [self._speak(network, predictions, p.source, plan.targets[p.target]) for p in plan.pairs[split]]
         judges = scoring.load_judges()
         kept = self._bounds_folder(data)
         bounds = load_bounds(plan, judges, self.vocoder, kept)
@@ -134,7 +133,7 @@ class VoiceConversion(Task):
         data: TaskData,
         folder: Path,
     ) -> Any:
-        """Says what the first file says in the voice of the others; writes `converted.flac`.
+        """Says what the first file says in the voice of the others, as loud as these; writes `converted.flac`.
 
         Returns:
             source, voice (paths), converted (path), vocoder.
@@ -146,9 +145,17 @@ class VoiceConversion(Task):
         mel = self.convert(cast(MelHead, head).cpu(), features[source.id].float().cpu(), reference)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "converted.flac"
-        soundfile.write(path, synthesise(self.vocoder, mel).numpy(), MEL.sample_rate)
+        waveform = match_loudness(synthesise(self.vocoder, mel), MEL.sample_rate, _level(voice))
+        soundfile.write(path, waveform.numpy(), MEL.sample_rate)
         voices = [u.path for u in voice]
         return {"source": source.path, "voice": voices, "converted": str(path), "vocoder": self.vocoder.name}
+
+    def _speak(self, head: MelHead, predictions: Mapping[str, Any], source: Utterance, target: Target) -> Tensor:
+        """Converts an utterance to a waveform as loud as the target's reference, (S,) at the vocoder's rate."""
+        mel = self.convert(head, predictions[source.id], _reference(predictions, target))
+        if target.speaker not in self._levels:
+            self._levels[target.speaker] = _level(target.reference)
+        return match_loudness(synthesise(self.vocoder, mel), MEL.sample_rate, self._levels[target.speaker])
 
     @torch.inference_mode()
     def convert(self, head: MelHead, source: Tensor, reference: Tensor) -> Tensor:
@@ -202,6 +209,11 @@ class VoiceConversion(Task):
 def _reference(predictions: Mapping[str, Any], target: Target) -> Tensor:
     """All reference frames of a target, (N, D)."""
     return torch.cat([predictions[u.id] for u in target.reference])
+
+
+def _level(utterances: Sequence[Utterance]) -> float | None:
+    """Loudness of recorded speech, LUFS."""
+    return reference_loudness([read(u) for u in utterances], SAMPLE_RATE)
 
 
 TASK = VoiceConversion
