@@ -8,11 +8,16 @@ import math
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 import torchaudio.functional as AF
 from torch import Tensor
 
 PEAK = 10 ** (-1 / 20)
 """Largest sample that is let out: 1 dB below full scale."""
+DEEPEST_DB = 8.0
+"""Most that the limiter may take off a peak."""
+REACH = 0.005  # seconds before and after a peak within which the limiter turns down
+ROUNDS = 4
 SHORTEST = 0.5  # seconds; the measure's own blocks last 0.4 s
 HEADROOM_DB = 20.0
 
@@ -34,11 +39,33 @@ def reference_loudness(waveforms: Iterable[Tensor], sample_rate: int) -> float |
 
 
 def match_loudness(waveform: Tensor, sample_rate: int, wanted: float | None) -> Tensor:
-    """Scales (S,) to the loudness `wanted` (LUFS), or as near to it as no sample beyond `PEAK` allows.
+    """Brings (S,) to the loudness `wanted` (LUFS), or as near to it as `PEAK` and `DEEPEST_DB` allow.
 
     Silence, and None for `wanted`, leave the level as it is; the peak holds always.
     """
-    own = loudness(waveform, sample_rate)
-    gain = 1.0 if own is None or wanted is None else 10 ** ((wanted - own) / 20)
     peak = float(waveform.abs().max()) if waveform.numel() else 0.0
-    return waveform * (min(gain, PEAK / peak) if peak > 0 else 1.0)
+    if peak == 0.0:
+        return waveform
+    most = PEAK / peak * 10 ** (DEEPEST_DB / 20)
+    gain, matched = 1.0, limit(waveform, sample_rate)
+    for _ in range(ROUNDS):  # since the limiter takes a little of the loudness
+        own = loudness(matched, sample_rate)
+        if own is None or wanted is None:
+            break
+        gain = min(gain * 10 ** ((wanted - own) / 20), most)
+        matched = limit(gain * waveform, sample_rate)
+    return matched
+
+
+def limit(waveform: Tensor, sample_rate: int) -> Tensor:
+    """Turns (S,) down around each sample beyond `PEAK`, smoothly and in time, so that none is left; nothing is cut."""
+    if float(waveform.abs().max()) <= PEAK:
+        return waveform
+    reach = round(REACH * sample_rate)
+    size = 2 * reach + 1
+    gain = (PEAK / waveform.abs().clamp(min=PEAK))[None, None]  # (1, 1, S)
+    # The least gain within reach, then a mean over the same reach: at each peak all that is averaged is low enough.
+    lowest = -F.max_pool1d(-F.pad(gain, (size - 1, size - 1), value=1.0), size, stride=1)  # (1, 1, S + 2 reach)
+    window = torch.hann_window(size + 2, periodic=False)[1:-1]
+    smooth = F.conv1d(lowest, (window / window.sum())[None, None])[0, 0]  # (S,)
+    return (waveform * smooth).clamp(-PEAK, PEAK)  # the mean is exact but for rounding
