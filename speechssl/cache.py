@@ -27,8 +27,9 @@ from speechssl.cache_folder import FORMAT, CacheEntry, evict, list_entries, make
 from speechssl.errors import AudioError, SpeechsslError
 from speechssl.extraction import Precision, extract, measure, resolve_items
 from speechssl.feature_store import FeatureStore
+from speechssl.files import FULL
 from speechssl.leases import Lease
-from speechssl.packs import DTYPES, FULL, Pack, PackWriter, open_packs
+from speechssl.packs import DTYPES, Pack, PackWriter, open_packs
 from speechssl.progress import progress
 from speechssl.types import Utterance
 from speechssl.upstream import Upstream

@@ -6,8 +6,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from speechssl.config import to_dict
 from speechssl.errors import SpeechsslError, suggest
+from speechssl.files import replacing as replacing  # noqa: PLC0414  speechssl.train takes it from here
 from speechssl.upstream import Upstream
 
 FORMAT = 1
@@ -48,9 +49,7 @@ def save_folder(description: Mapping[str, Any], state: Mapping[str, Tensor], fol
     """Writes config.json and model.safetensors, each at once or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    with replacing(folder / WEIGHTS_FILE) as partial:
-        save_file(tensors, partial, metadata={"format": "pt"})
+    save_tensors(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     write_json(folder / CONFIG_FILE, description)
 
 
@@ -60,17 +59,25 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path to write to, and renames it to `path` when it is safely on the disk; on an error `path` stays."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file, at once or not at all.
+
+    Args:
+        tensors: on any device; they need not be contiguous.
+
+    Raises:
+        OSError: among others a full disk, which safetensors would call an error of its own.
+    """
+    ready = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    with replacing(path) as partial:
+        try:
+            save_file(ready, partial, metadata=None if metadata is None else dict(metadata))
+        except SafetensorError as error:
+            code = re.search(r"\(os error (\d+)\)|code: (\d+)", str(error))
+            if code is None:
+                raise
+            number = int(code[1] or code[2])
+            raise OSError(number, os.strerror(number)) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ A verb's module has a function `command` with typer annotations and a docstring 
 ends in one sentence and an exit status that is not 0; `--debug` shows the traceback.
 """
 
-import errno
 import importlib
 import logging
 import os
@@ -16,6 +15,7 @@ import click
 import typer
 
 from speechssl.errors import SpeechsslError
+from speechssl.files import FULL
 from speechssl.memory import keep_freed_memory
 
 VERBS = {
@@ -105,7 +105,7 @@ def _sentence(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, SpeechsslError):
         return text
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in FULL:
         where = f" while writing {error.filename}" if error.filename else ""
         return f"The disk is full{where}: free some space and run the same command again; what was finished is kept."
     if isinstance(error, OSError) and error.filename and error.strerror:

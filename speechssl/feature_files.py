@@ -9,8 +9,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,7 +21,7 @@ from safetensors.torch import save
 from speechssl.audio import content_hash
 from speechssl.errors import AudioError, SpeechsslError
 from speechssl.extraction import Precision, extract, measure, resolve_items
-from speechssl.packs import FULL
+from speechssl.files import naming, replacing
 from speechssl.progress import progress
 from speechssl.types import HiddenStates, Utterance
 from speechssl.upstream import Upstream
@@ -143,7 +142,7 @@ class FeatureFolder:
         name = _file_name(utterance.id, self.format)
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _whole(path) as partial:
+        with replacing(path, sync=False) as partial:
             if self.format == "npy":
                 array = torch.stack(list(features)).numpy()  # (K, T, D)
                 with partial.open("wb") as file:
@@ -156,17 +155,17 @@ class FeatureFolder:
             utterance.id, utterance.path, utterance.start, utterance.duration, content_hash(utterance.path),
             seconds, frames, self.frame_rate, self.layers, name,
         )  # fmt: skip
-        with _room(self.index), self.index.open("a", encoding="utf-8") as index:
+        with naming(self.index), self.index.open("a", encoding="utf-8") as index:
             index.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
         return row
 
     def finish(self, rows: Iterable[Row], bad: dict[str, str]) -> None:
         """Rewrites the index in order, each utterance once, and lists what was left out."""
-        with _whole(self.index) as partial:
+        with replacing(self.index) as partial:
             lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows]
             partial.write_text("".join(lines), encoding="utf-8")
         if bad:
-            with _whole(self.bad) as partial:
+            with replacing(self.bad) as partial:
                 partial.write_text("id\treason\n" + "".join(f"{i}\t{r}\n" for i, r in bad.items()), encoding="utf-8")
         else:
             self.bad.unlink(missing_ok=True)
@@ -185,7 +184,7 @@ class FeatureFolder:
                 raise SpeechsslError(
                     f"{self.root} holds features with {key} {held.get(key)}, not {kind[key]}: choose another folder."
                 )
-        with _whole(path) as partial:
+        with replacing(path) as partial:
             partial.write_text(json.dumps(kind, indent=1), encoding="utf-8")
 
 
@@ -236,29 +235,3 @@ def write_features(
 def _file_name(utterance_id: str, suffix: str) -> str:
     parts = [p for p in utterance_id.replace("\\", "/").split("/") if p not in ("", ".", "..")]
     return "/".join(parts or ["utterance"]) + f".{suffix}"
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Yields a path to write to that replaces `path` when all went well, and is removed when not."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with _room(path):
-            yield partial
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def _room(path: Path) -> Iterator[None]:
-    """Says in one sentence that the disk is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise SpeechsslError(
-            f"The disk is full while writing {path}: free some space and run the same command again; "
-            "what was finished is kept."
-        ) from error

@@ -13,6 +13,7 @@ import torch
 from speechssl.config import from_dict, to_dict
 from speechssl.errors import ManifestError, SpeechsslError
 from speechssl.extraction import extract, resolve_items
+from speechssl.files import replacing
 from speechssl.fitting import Probe, build_probe, load_probe
 from speechssl.registry import task_module
 from speechssl.task import Task, TaskData
@@ -52,9 +53,8 @@ def save_task(
         "size": size,
         "frame_rate": card.info.frame_rate,
     }
-    partial = folder / (FILE + ".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    partial.replace(folder / FILE)
+    with replacing(folder / FILE) as partial:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def infer(

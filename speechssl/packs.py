@@ -7,7 +7,6 @@ An index line is written after its array, so whatever is interrupted leaves a re
 that the file does not hold is not there, and an array with a wrong checksum is refused.
 """
 
-import errno
 import json
 import logging
 import uuid
@@ -22,12 +21,11 @@ import torch
 from torch import Tensor
 
 from speechssl.errors import SpeechsslError
+from speechssl.files import replacing
 
 logger = logging.getLogger(__name__)
 ALIGN = 64  # bytes
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says when nothing more can be written."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class PackWriter:
         """Adds an array, in the pack's dtype.
 
         Raises:
-            OSError: among others a full disk (see FULL); the pack holds what was there before.
+            OSError: among others a full disk (see `speechssl.files.FULL`); the pack holds what was there before.
         """
         payload = _buffer(array.to(self.dtype).contiguous().view(-1).view(torch.uint8))
         offset = -(-self.size // ALIGN) * ALIGN
@@ -126,12 +124,8 @@ class Pack:
         for key in corrupt:
             del self.entries[key]
         lines = [json.dumps(self.header), *(json.dumps(asdict(e)) for e in self.entries.values())]
-        partial = self.path.with_suffix(f".{uuid.uuid4().hex}.partial")
-        try:
+        with replacing(self.path.with_suffix(".jsonl")) as partial:
             partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            partial.replace(self.path.with_suffix(".jsonl"))
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _payload(self, entry: Entry) -> Tensor:
         if self._bytes is None:

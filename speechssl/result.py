@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.errors import ManifestError
+from speechssl.files import replacing
 
 FORMAT = 1
 
@@ -93,9 +94,8 @@ class RunResult:
         """Writes `result.json` into the run folder, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "result.json"
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
         return path
 
 

@@ -1,6 +1,7 @@
 """Fixtures for every test: a tiny corpus that is made in a second and needs no network."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +88,20 @@ def _speak(text: str, *, pitch: float, tract: float, generator: np.random.Genera
         pieces.append(sound * np.hanning(size) / 3)
     waveform = np.concatenate([*pieces, np.zeros(size)])
     return np.clip(0.5 * waveform + generator.normal(0.0, 0.003, len(waveform)), -1.0, 1.0).astype(np.float32)
+
+
+@pytest.fixture
+def files_no_larger_than() -> Callable[[int], AbstractContextManager[None]]:
+    """Within `files_no_larger_than(size)` every write beyond `size` bytes of a file fails, as on a full disk."""
+    resource = pytest.importorskip("resource")
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit

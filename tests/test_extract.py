@@ -1,8 +1,8 @@
 """Extraction: the right numbers in any batch, every kind of input, and files that survive interruptions."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -195,20 +195,11 @@ def test_bad_files_are_skipped_only_when_asked_and_listed(
     assert len(index(tmp_path / "out")) == 6
 
 
-@contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """Every write beyond `size` bytes of a file fails with EFBIG, as it would with ENOSPC on a full disk."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_keeps_what_was_finished(
-    recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recordings: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    files_no_larger_than: Callable[[int], AbstractContextManager[None]],
 ) -> None:
     out = tmp_path / "out"
     sizes = {u.id: f[0].numel() * 4 for u, f in extract(load_upstream("fbank"), recordings)}

@@ -16,6 +16,7 @@ from typing_extensions import override
 from speechssl.augment.spec_augment import spec_augment
 from speechssl.data.corpus import Corpus
 from speechssl.decode.ctc import BLANK, greedy_decode
+from speechssl.files import replacing
 from speechssl.metric.transcription import character_errors, word_errors
 from speechssl.result import Evaluation, MetricValue
 from speechssl.task import Task, TaskData
@@ -142,7 +143,8 @@ def _write(path: Path, utterances: Sequence[Utterance], references: Sequence[str
     rows = zip(utterances, references, hypotheses, strict=True)
     lines = ["utterance\treference\thypothesis", *(f"{u.id}\t{r}\t{h}" for u, r, h in rows)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path.name
 
 

@@ -7,7 +7,6 @@ kept: an interrupted making goes on from there.
 """
 
 import hashlib
-import io
 import json
 import logging
 from collections import defaultdict
@@ -16,8 +15,6 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
-import soundfile
-import torch
 import torchaudio.functional as AF
 
 from downstreams.deepfake_detection.attacks import Attack, Source, Synthesiser, find_attack
@@ -27,6 +24,7 @@ from downstreams.deepfake_detection.config import SpoofConfig
 from downstreams.deepfake_detection.plan import BONA_FIDE, SPLITS, Item, make_plan
 from speechssl.audio import read_audio
 from speechssl.data.corpus import Corpus, open_corpus
+from speechssl.data.flac import write_flac
 from speechssl.data.manifests import Clip, write_corpus
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.progress import progress
@@ -153,7 +151,8 @@ def produce(item: Item, path: Path, config: SpoofConfig) -> None:
     finished = finish(segment, conditioning, item.generator(seed, f"finish {item.id}"))
     if finished is None:
         raise SpeechsslError(f"'{item.attack}' gives less than {conditioning.seconds} s of speech.")
-    _write(path, finished)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_flac(path, finished.numpy())
 
 
 @cache
@@ -166,15 +165,6 @@ def _words(text: str) -> str:
     if len(text) <= MAX_TEXT:
         return text
     return text[: MAX_TEXT + 1].rsplit(" ", 1)[0]
-
-
-def _write(path: Path, waveform: torch.Tensor) -> None:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, waveform.numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(buffer.getvalue())
-    partial.replace(path)
 
 
 def _path(folder: Path, item: Item) -> Path:

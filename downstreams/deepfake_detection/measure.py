@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from downstreams.deepfake_detection.plan import BONA_FIDE
+from speechssl.files import replacing
 from speechssl.metric.detection import equal_error_rate, min_dcf
 from speechssl.metric.interval import equal_error_rate_interval, mean_interval
 from speechssl.result import MetricValue
@@ -79,7 +80,8 @@ def write_scores(path: Path, scored: Iterable[tuple[Utterance, float]]) -> None:
         attack = utterance.labels["attack"]
         lines.append(f"{utterance.id}\t{attack}\t{'bonafide' if attack == BONA_FIDE else 'spoof'}\t{score:.6f}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def as_metrics(rates: Mapping[str, float], n: int) -> dict[str, MetricValue]:

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
 from torch import Tensor
 
 from downstreams.voice_conversion import scoring
 from downstreams.voice_conversion.bounds import CONDITIONS, Bounds, copy_path, read
 from downstreams.voice_conversion.config import VoiceConversionConfig
 from downstreams.voice_conversion.data import Pair, Plan
-from downstreams.voice_conversion.judges import SAMPLE_RATE
 from downstreams.voice_conversion.scoring import Verdict
+from speechssl.data.flac import write_flac
+from speechssl.files import replacing
 from speechssl.result import Evaluation, MetricValue
 from speechssl.vocoder import Vocoder
 
@@ -57,7 +57,7 @@ def report(
 
 def _write_pairs(judged: Judged, folder: Path) -> str:
     """One line per conversion; returns the name of the file."""
-    with (folder / "pairs.tsv").open("w", encoding="utf-8", newline="") as file:
+    with replacing(folder / "pairs.tsv") as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         head = ("source", "target", "similarity", "identified", "accepted", "cer", "quality", "text", "heard")
         writer.writerow(head)
@@ -75,9 +75,10 @@ def _write_example(row: int, judged: Judged, folder: Path) -> dict[str, str]:
     spoken = target.held_out[0]
     (folder / "audio").mkdir(exist_ok=True)
     names = {kind: f"audio/{pair.id}-{kind}.flac" for kind in ("source", "target", "converted", "copy_synthesis")}
-    soundfile.write(folder / names["source"], read(pair.source).numpy(), SAMPLE_RATE)
-    soundfile.write(folder / names["target"], read(spoken).numpy(), SAMPLE_RATE)
-    soundfile.write(folder / names["converted"], judged.waveforms[row].numpy(), judged.vocoder.mel.sample_rate)
+    write_flac(folder / names["source"], read(pair.source).numpy())
+    write_flac(folder / names["target"], read(spoken).numpy())
+    rate = judged.vocoder.mel.sample_rate
+    write_flac(folder / names["converted"], judged.waveforms[row].numpy(), sample_rate=rate)
     shutil.copyfile(copy_path(judged.kept, spoken), folder / names["copy_synthesis"])
     title = f"{pair.source.labels['text']} ({pair.source.labels['language']} → {pair.target}, {target.language})"
     return {"title": title, "vocoder": judged.vocoder.name, **names}

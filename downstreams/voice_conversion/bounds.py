@@ -12,7 +12,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
 import torch
 from filelock import FileLock
 from torch import Tensor
@@ -21,6 +20,8 @@ from downstreams.voice_conversion.data import Pair, Plan
 from downstreams.voice_conversion.judges import SAMPLE_RATE
 from downstreams.voice_conversion.scoring import Judges, Verdict, judge_voice
 from speechssl.audio import read_audio
+from speechssl.data.flac import write_flac
+from speechssl.files import replacing
 from speechssl.metric.detection import equal_error_rate
 from speechssl.types import Utterance
 from speechssl.vocoder import Vocoder, log_mel, synthesise
@@ -71,9 +72,8 @@ def _compute(plan: Plan, judges: Judges, vocoder: Vocoder, folder: Path) -> Boun
 
 
 def _write(bounds: Bounds, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(dataclasses.asdict(bounds), ensure_ascii=False), encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(dataclasses.asdict(bounds), ensure_ascii=False), encoding="utf-8")
 
 
 def read(utterance: Utterance, sample_rate: int = SAMPLE_RATE) -> Tensor:
@@ -122,7 +122,7 @@ def _judge_bounds(
     voices = {}
     for name in {p.target for p in pairs}:
         waveform = copy_synthesis(plan.targets[name].held_out[0], vocoder)
-        soundfile.write(copy_path(folder, plan.targets[name].held_out[0]), waveform.numpy(), rate)
+        write_flac(copy_path(folder, plan.targets[name].held_out[0]), waveform.numpy(), sample_rate=rate)
         voices[name] = resample(waveform, rate)
     heard = [{k: judges.word.transcribe(w) for k, w in set_.items()} for set_ in (real, copied)]
     quality = {k: judges.quality.score(w) for k, w in real.items()}

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import soundfile
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -28,6 +27,7 @@ from downstreams.voice_conversion.knn import convert, prematch
 from downstreams.voice_conversion.loudness import match_loudness, reference_loudness
 from downstreams.voice_conversion.scoring import give_verdict, mean_value, score_metrics
 from speechssl.data.corpus import Corpus
+from speechssl.data.flac import write_flac
 from speechssl.errors import SpeechsslError
 from speechssl.result import Evaluation, MetricValue
 from speechssl.task import Task, TaskData
@@ -146,7 +146,7 @@ class VoiceConversion(Task):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "converted.flac"
         waveform = match_loudness(synthesise(self.vocoder, mel), MEL.sample_rate, _level(voice))
-        soundfile.write(path, waveform.numpy(), MEL.sample_rate)
+        write_flac(path, waveform.numpy(), sample_rate=MEL.sample_rate)
         voices = [u.path for u in voice]
         return {"source": source.path, "voice": voices, "converted": str(path), "vocoder": self.vocoder.name}
 

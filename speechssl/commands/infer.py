@@ -18,8 +18,12 @@ def command(
 
     Example: speechssl infer exp/asr/pretrained/seed0 a.flac b.wav -o transcripts.json
     """
+    from speechssl.errors import SpeechsslError
+    from speechssl.files import replacing
     from speechssl.inference import infer
 
+    if out is not None and out.is_dir():
+        raise SpeechsslError(f"The output {out} is a folder: name a JSON file, such as {out / 'results.json'}.")
     artifacts = None if out is None else out.parent / out.stem
     found = infer(run_folder, files, upstream=upstream, out=artifacts, device=device)
     text = json.dumps(found, indent=1, ensure_ascii=False)
@@ -27,5 +31,6 @@ def command(
         typer.echo(text)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text + "\n", encoding="utf-8")
+    with replacing(out) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
     typer.echo(f"Wrote {out}.")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from speechssl.data.corpus import FORMAT
 from speechssl.data.flac import SAMPLE_RATE
 from speechssl.errors import ManifestError
+from speechssl.files import replacing
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
@@ -130,9 +131,8 @@ def write_corpus(
         **(extra or {}),
     }
     text = json.dumps(info, ensure_ascii=False, indent=2) + "\n"
-    partial = root / "corpus.json.partial"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(root / "corpus.json")
+    with replacing(root / "corpus.json") as partial:
+        partial.write_text(text, encoding="utf-8")
     written: dict[str, Any] = json.loads(text)
     return written
 
@@ -181,7 +181,8 @@ def _write_manifest(path: Path, clips: Sequence[Clip]) -> None:
         raise ManifestError(f"Two clips have the id '{twins[0]}': ids must be unique.")
     lines = [json.dumps(to_cut(clip).to_dict(), ensure_ascii=False, sort_keys=True) for clip in ordered]
     data = "".join(line + "\n" for line in lines).encode()
-    path.write_bytes(gzip.compress(data, mtime=0))  # no time stamp: equal corpora, equal files
+    with replacing(path) as partial:
+        partial.write_bytes(gzip.compress(data, mtime=0))  # no time stamp: equal corpora, equal files
 
 
 def to_cut(clip: Clip) -> "MonoCut":

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from speechssl.files import replacing
 from speechssl.report import provenance
 from speechssl.report.blocks import Block, Code, Figure, Listen, Section, Table
 from speechssl.report.collect import Collection, collect
@@ -50,9 +51,8 @@ def write_report(
         logger.warning("%s", problem)
     output.mkdir(parents=True, exist_ok=True)
     path = output / "index.html"
-    partial = path.with_suffix(".partial")
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(html, encoding="utf-8")
     return Written(path, [run.result for run in collection.runs], problems)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from speechssl.checkpoint import replacing, write_json
+from speechssl.checkpoint import save_tensors, write_json
 from speechssl.errors import SpeechsslError
 
 FORMAT = 1
@@ -51,8 +51,7 @@ class KMeans:
     def save(self, folder: Path) -> None:
         """Writes `kmeans.safetensors` and then `config.json`, which marks the folder as complete."""
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "kmeans.safetensors") as partial:
-            save_file({"centroids": self.centroids.contiguous()}, partial)
+        save_tensors({"centroids": self.centroids}, folder / "kmeans.safetensors")
         write_json(folder / "config.json", {"format": FORMAT, **self.info})
 
 

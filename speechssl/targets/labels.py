@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from speechssl.checkpoint import replacing
+from speechssl.checkpoint import save_tensors
 from speechssl.errors import SpeechsslError
 
 FORMAT = "1"
@@ -57,8 +56,7 @@ class LabelSet:
             "origin": self.origin,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            save_file(tensors, partial, metadata=metadata)
+        save_tensors(tensors, path, metadata=metadata)
 
     def fingerprint(self) -> str:
         """A short hash of the labels."""
