@@ -292,7 +292,7 @@ def _next_pack(request: _Request, held: _Held, writer: PackWriter | None) -> Pac
 
 
 def _layers(upstream: Upstream, layers: Sequence[int] | None) -> tuple[int, ...]:
-    wanted = tuple(sorted(upstream._resolve_layers(layers)))
+    wanted = tuple(sorted(upstream.resolve_layers(layers)))
     widths = {upstream.hidden_sizes[k] for k in wanted}
     if len(widths) > 1:
         raise SpeechsslError(

@@ -99,7 +99,7 @@ class FeatureFolder:
             SpeechsslError: the folder holds features of another kind, or layers of different widths don't fit .npy.
         """
         self.root = root
-        self.layers = tuple(sorted(upstream._resolve_layers(layers)))
+        self.layers = tuple(sorted(upstream.resolve_layers(layers)))
         self.format = format
         self.precision: Precision = precision
         self.frame_rate = upstream.frame_rate

@@ -28,7 +28,6 @@ from speechssl.config import load_config, to_dict
 from speechssl.data.corpus import Corpus, open_corpus
 from speechssl.errors import ConfigError, ManifestError, SpeechsslError, UnknownNameError
 from speechssl.feature_store import FeatureStore
-from speechssl.featurizer.weighted_sum import resolve_layers
 from speechssl.fitting import Fit, Fitted
 from speechssl.inference import save_task
 from speechssl.progress import progress
@@ -203,7 +202,7 @@ def plain(config: Any) -> Any:
 def compute_features(upstream: Upstream, task: Task, data: TaskData, options: RunOptions) -> FeatureStore:
     """The features of every utterance of every split; only what is not cached goes through the upstream."""
     wanted = task.config.features
-    layers = resolve_layers(wanted.layers, len(upstream.hidden_sizes), name=upstream.name)
+    layers = sorted(upstream.resolve_layers(wanted.layers))
     unique: dict[str, Utterance] = {}
     for split, utterances in data.splits.items():
         if not utterances:

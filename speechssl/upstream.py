@@ -47,6 +47,25 @@ class Upstream(nn.Module, ABC):
         self.hidden_sizes = hidden_sizes
         self.normalize = normalize
 
+    def resolve_layers(self, layers: Sequence[int] | None) -> frozenset[int]:
+        """Returns which of the hidden states 0..L are meant.
+
+        Args:
+            layers: indices, of which negative ones count from the end; None = all.
+
+        Raises:
+            SpeechsslError: an index out of range, or none at all.
+        """
+        count = len(self.hidden_sizes)
+        if layers is None:
+            return frozenset(range(count))
+        if not layers:
+            raise SpeechsslError("`layers` must name at least one layer, or be left out for all.")
+        for layer in layers:
+            if not -count <= layer < count:
+                raise SpeechsslError(f"`layers` of '{self.name}' must lie in 0..{count - 1}, but holds {layer}.")
+        return frozenset(layer % count for layer in layers)
+
     @abstractmethod
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Valid frames for `lengths` valid samples, both (B,) int64."""
@@ -93,7 +112,7 @@ class Upstream(nn.Module, ABC):
                 f"Utterance {row} of the batch has {int(lengths[row])} samples, shorter than one frame of "
                 f"'{self.name}': leave out clips this short."
             )
-        wanted = self._resolve_layers(layers)
+        wanted = self.resolve_layers(layers)
         inside = torch.arange(waveform.size(1), device=waveform.device)[None, :] < lengths[:, None]  # (B, S)
         waveform = torch.where(inside, waveform, 0.0)
         if self.normalize:
@@ -115,15 +134,6 @@ class Upstream(nn.Module, ABC):
     @abstractmethod
     def fingerprint_config(self) -> str:
         """Everything but the weights that decides the numbers: usually repr() of the family's frozen config."""
-
-    def _resolve_layers(self, layers: Sequence[int] | None) -> frozenset[int]:
-        count = len(self.hidden_sizes)
-        if layers is None:
-            return frozenset(range(count))
-        for layer in layers:
-            if not -count <= layer < count:
-                raise SpeechsslError(f"`layers` of '{self.name}' must lie in 0..{count - 1}, but holds {layer}.")
-        return frozenset(layer % count for layer in layers)
 
     @staticmethod
     def _check_lengths(waveform: Tensor, lengths: Tensor) -> None:

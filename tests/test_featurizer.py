@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.featurizer.stack import stack_factor, stack_frames
-from speechssl.featurizer.weighted_sum import WeightedSum, resolve_layers
+from speechssl.featurizer.weighted_sum import WeightedSum
 from speechssl.types import HiddenStates
 
 
@@ -57,10 +57,6 @@ def test_wrong_layers_are_refused() -> None:
         WeightedSum(4)(states()[:3])
     with pytest.raises(SpeechsslError, match="one shape"):
         WeightedSum(2)([torch.zeros(1, 2, 3), torch.zeros(1, 2, 4)])
-    with pytest.raises(SpeechsslError, match=r"0\.\.4, but holds 7"):
-        resolve_layers([7], 5, name="x")
-    assert resolve_layers([-1, 0], 5, name="x") == (0, 4)
-    assert resolve_layers(None, 3, name="x") == (0, 1, 2)
 
 
 def test_stacked_frames_hold_their_neighbours_and_zeros_after_the_end() -> None:

@@ -175,3 +175,13 @@ def test_preset_names_begin_with_their_family():
     for name in list_upstreams():
         family, _ = find_preset(name)
         assert name == family or name.startswith(f"{family}_")
+
+
+def test_layers_count_from_either_end_and_must_exist(upstream):
+    last = len(upstream.hidden_sizes) - 1
+    assert upstream.resolve_layers(None) == frozenset(range(last + 1))
+    assert upstream.resolve_layers([-1, 0, last]) == {0, last}
+    with pytest.raises(SpeechsslError, match=rf"0\.\.{last}, but holds {last + 1}"):
+        upstream.resolve_layers([last + 1])
+    with pytest.raises(SpeechsslError, match="at least one"):
+        upstream.resolve_layers([])

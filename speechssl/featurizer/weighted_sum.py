@@ -4,7 +4,7 @@ K layers, B batch, T frames, D width.
 Paper: Yang et al. 2021 (SUPERB), sec. 3, arXiv:2105.01051; the weights begin equal, as in S3PRL's `Featurizer`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -62,19 +62,3 @@ class WeightedSum(nn.Module):
     def _prepare(self, layer: Tensor) -> Tensor:
         layer = layer.to(self.logits.dtype)
         return F.layer_norm(layer, layer.shape[-1:]) if self.normalize else layer
-
-
-def resolve_layers(layers: Sequence[int] | None, num_layers: int, *, name: str) -> tuple[int, ...]:
-    """Returns the chosen layers of an upstream with L+1 = `num_layers` hidden states as ascending indices; None = all.
-
-    Raises:
-        SpeechsslError: an index out of range; `name` is the upstream's.
-    """
-    if layers is None:
-        return tuple(range(num_layers))
-    for layer in layers:
-        if not -num_layers <= layer < num_layers:
-            raise SpeechsslError(f"`features.layers` of '{name}' must lie in 0..{num_layers - 1}, but holds {layer}.")
-    if not layers:
-        raise SpeechsslError("`features.layers` must name at least one layer, or be null for all.")
-    return tuple(sorted({layer % num_layers for layer in layers}))
