@@ -20,8 +20,9 @@ from scipy import stats
 from speechssl.errors import ManifestError, SpeechsslError
 from speechssl.metric.detection import equal_error_rate
 from speechssl.report import console_table, write_report
-from speechssl.report.collect import collect
+from speechssl.report.collect import Pretraining, collect
 from speechssl.report.detection import confusion_table, read_scores
+from speechssl.report.figures import pretraining_figures, pretraining_table
 from speechssl.report.plots import band
 from speechssl.report.summary import group_runs, summarise, verdict
 from speechssl.report.words import format_number, format_seconds, format_value
@@ -382,3 +383,19 @@ def test_the_page_does_not_scroll_sideways_and_plays(page: Path, tmp_path: Path,
     assert inner == width
     assert scroll <= width
     assert playable == players > 0
+
+
+def test_the_pretraining_loss_is_that_of_masked_frames_where_it_is_logged() -> None:
+    steps = [(1, 5.0), (2, 4.0)]
+    both = Pretraining(Path("new"), "new", {"loss": [(1, 9.0), (2, 8.0)], "masked_loss": steps}, {})
+    old = Pretraining(Path("old"), "old", {"loss": [(1, 7.0), (2, 6.0)]}, {})
+    captions = {}
+    for logs in ((both,), (old,), (both, old)):
+        (figure,) = pretraining_figures(logs)
+        captions[len(captions)] = figure.caption
+        assert ("new goes from 5" in figure.alt) == (both in logs)
+        assert ("old goes from 7" in figure.alt) == (old in logs)
+    assert captions[0].startswith("Mean cross-entropy over the masked frames, over the steps")
+    assert captions[1].startswith("The training loss, which may count unmasked frames too, over the steps")
+    assert "masked frames (of old: the training loss" in captions[2]
+    assert pretraining_table([both]).rows[0][4].text == "4.00"

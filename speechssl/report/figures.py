@@ -21,7 +21,7 @@ from speechssl.report.words import (
 )
 
 PRETRAINING_KEYS: Mapping[str, tuple[str, ...]] = {
-    "loss": ("loss", "train_loss", "masked_loss"),
+    "loss": ("masked_loss", "loss", "train_loss"),
     "held-out loss": ("dev_loss", "valid_loss", "heldout_loss"),
     "masked accuracy": ("masked_accuracy", "accuracy_masked", "accuracy", "acc_m"),
     "held-out masked accuracy": ("dev_masked_accuracy", "dev_accuracy_masked", "dev_accuracy", "valid_accuracy"),
@@ -34,7 +34,7 @@ PRETRAINING_KEYS: Mapping[str, tuple[str, ...]] = {
 }
 """Panel -> the keys that are taken for it, the first that is logged."""
 _EXPLAINED = {
-    "loss": "Mean cross-entropy of the masked frames",
+    "loss": "Mean cross-entropy over the masked frames",
     "held-out loss": "The loss on utterances that training does not see",
     "masked accuracy": "Share of masked frames whose cluster is predicted",
     "held-out masked accuracy": "The same on utterances that training does not see",
@@ -52,13 +52,15 @@ def pretraining_figures(logs: Sequence[Pretraining]) -> list[Figure]:
     figures = []
     for title, keys in PRETRAINING_KEYS.items():
         series: dict[str, tuple[int, Band]] = {}
+        whole: list[str] = []  # logs without the loss of the masked frames alone
         for index, log in enumerate(logs):
             key = next((k for k in keys if k in _columns(log)), None)
             data = band([_columns(log)[key]]) if key else None
             if data is not None and data.steps.size > 1:
                 series[log.name] = (index, data)
+                whole += [log.name] * (key == "loss")
         if series:
-            figures.append(_pretraining_figure(title, series))
+            figures.append(_pretraining_figure(title, series, whole))
     return figures
 
 
@@ -67,9 +69,12 @@ def _columns(log: Pretraining) -> dict[str, Sequence[tuple[int, float]]]:
     return {k.removeprefix("train/").replace("/", "_").replace(" ", "_"): v for k, v in log.columns.items()}
 
 
-def _pretraining_figure(title: str, series: Mapping[str, tuple[int, Band]]) -> Figure:
+def _pretraining_figure(title: str, series: Mapping[str, tuple[int, Band]], whole: Sequence[str]) -> Figure:
     way = direction(title) if "rate" not in title else None
     what = _EXPLAINED.get(title, title.capitalize())
+    if whole:
+        loss = "the training loss, which may count unmasked frames too"
+        what = capital(loss) if len(whole) == len(series) else f"{what} (of {join_words(whole)}: {loss})"
     tail = f"; {better_words(way)}" if way else ""
     caption = f"{what}, over the steps{tail}."
     if "loss" in title or "accuracy" in title:
