@@ -5,8 +5,6 @@
 """
 
 import json
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,20 +62,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping
 
     Args:
         tensors: on any device; they need not be contiguous.
-
-    Raises:
-        OSError: among others a full disk, which safetensors would call an error of its own.
     """
     ready = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     with replacing(path) as partial:
-        try:
-            save_file(ready, partial, metadata=None if metadata is None else dict(metadata))
-        except SafetensorError as error:
-            code = re.search(r"\(os error (\d+)\)|code: (\d+)", str(error))
-            if code is None:
-                raise
-            number = int(code[1] or code[2])
-            raise OSError(number, os.strerror(number)) from error
+        save_file(ready, partial, metadata=None if metadata is None else dict(metadata))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -89,7 +77,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise SpeechsslError(f"{path} does not exist: an upstream folder needs it.") from error
+        where = path.parent
+        raise SpeechsslError(f"{where} is no upstream folder (it has no {path.name}): check the path.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SpeechsslError(f"{path} is not valid JSON ({error}): write or download the folder again.") from error
     if not isinstance(content, dict):

@@ -9,13 +9,14 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 import typer
 
 from speechssl.errors import SpeechsslError
-from speechssl.files import FULL
+from speechssl.files import disk_full
 from speechssl.memory import keep_freed_memory
 
 VERBS = {
@@ -105,14 +106,27 @@ def _sentence(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, SpeechsslError):
         return text
-    if isinstance(error, OSError) and error.errno in FULL:
-        where = f" while writing {error.filename}" if error.filename else ""
+    full = disk_full(error)
+    if full is not None:
+        where = f" while writing {full.filename}" if full.filename else ""
         return f"The disk is full{where}: free some space and run the same command again; what was finished is kept."
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}; check the path and its permissions."
+        return _about_a_path(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"Out of memory ({text or type(error).__name__}): ask for fewer seconds of audio per batch."
     return f"{type(error).__name__}: {text.removesuffix('.')}. Run again with --debug for the traceback."
+
+
+def _about_a_path(error: OSError) -> str:
+    path = Path(os.fsdecode(error.filename))
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), path)
+        return f"{file} is a file, but must be a folder: choose another path."
+    if isinstance(error, IsADirectoryError):
+        return f"{path} is a folder, but must be a file: choose another path."
+    if isinstance(error, FileNotFoundError):
+        return f"{path} does not exist: check the path."
+    return f"{path}: {error.strerror}; check the path and its permissions."
 
 
 def _stop(sentence: str, status: int) -> NoReturn:

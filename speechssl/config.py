@@ -54,16 +54,33 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def first_difference(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    """Returns (dotted key, old value, new value) of the first setting in which two nested mappings differ."""
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found = first_difference(before, after, prefix=f"{prefix}{key}.")
+            if found is not None:
+                return found
+        elif before != after:
+            return f"{prefix}{key}", before, after
+    return None
+
+
 def _read_yaml(path: Path) -> DictConfig:
     if not path.is_file():
-        raise ConfigError(f"The config file {path} does not exist.")
+        raise ConfigError(f"The config file {path} does not exist: check the path.")
     try:
         loaded = OmegaConf.load(path)
     except Exception as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"The config file {path} is not valid YAML ({first}).") from error
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f", line {mark.line + 1}"
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"The config file {path} is not valid YAML ({reason}{where}): mend it.") from error
     if not isinstance(loaded, DictConfig):
-        raise ConfigError(f"The config file {path} must hold a mapping of keys to values.")
+        raise ConfigError(f"The config file {path} must hold a mapping of keys to values: mend it.")
     return loaded
 
 

@@ -179,6 +179,8 @@ class FeatureFolder:
             raise SpeechsslError(f"The output {self.root} is not a folder: choose another.") from error
         except ValueError as error:
             raise SpeechsslError(f"{path} can't be read: choose another folder, or remove this one.") from error
+        if not isinstance(held, dict):
+            raise SpeechsslError(f"{path} can't be read: choose another folder, or remove this one.")
         for key in ("fingerprint", "layers", "format", "precision"):
             if held.get(key) != kind[key]:
                 raise SpeechsslError(

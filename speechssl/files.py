@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,10 +40,32 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Lets an OSError from inside say which file it was about, where the system does not or names a temporary one."""
+    """Lets an OSError from inside say which file it was about, where the system does not or names a temporary one.
+
+    A full disk is an OSError then, whatever the writing library made of it.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno is not None and (error.filename is None or str(error.filename).endswith(".partial")):
-            error.filename, error.filename2 = str(path), None
+    except Exception as error:
+        found = disk_full(error) or error
+        if isinstance(found, OSError) and found.errno is not None:
+            if found.filename is None or str(found.filename).endswith(".partial"):
+                found.filename, found.filename2 = str(path), None
+            if found is not error:
+                raise found from error
         raise
+
+
+def disk_full(error: BaseException) -> OSError | None:
+    """The full disk that an error or one of its causes is about, or None."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in FULL:
+            return seen
+        told = re.search(r"\(os error (\d+)\)", str(seen))  # safetensors
+        if told and int(told[1]) in FULL:
+            return OSError(int(told[1]), os.strerror(int(told[1])))
+        if "PytorchStreamWriter failed writing" in str(seen):  # torch.save; it has forgotten the number
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        seen = seen.__cause__ or seen.__context__
+    return None

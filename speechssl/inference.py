@@ -85,8 +85,8 @@ def infer(
     saved = _read(folder)
     task, data, probe = _rebuild(saved)
     load_probe(probe, folder)
-    probe.eval().to(device)
     model = _upstream(saved, upstream, device)
+    probe.eval().to(device)
     utterances = resolve_items(files)
     features = {}
     with TemporaryDirectory(prefix="speechssl-") as prepared, torch.no_grad():
@@ -107,7 +107,7 @@ def _read(folder: Path) -> dict[str, Any]:
         if saved["format"] != FORMAT:
             raise ManifestError(f"{path} has format {saved['format']}, not {FORMAT}: run the task again.")
         return saved
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ManifestError(f"{folder} holds no finished run (it has no {FILE}): run the task first.") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ManifestError(f"{path} can't be read ({error}): run the task again.") from error

@@ -43,18 +43,24 @@ def load_upstream(
 
     Raises:
         UnknownNameError: no such preset, folder or repository.
-        SpeechsslError: weights that can't be fetched or don't fit.
+        SpeechsslError: weights that can't be fetched or don't fit, or a device that is not there.
     """
     name = str(name_or_folder)
     folder = Path(name_or_folder).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         upstream = _from_folder(folder, random_weights)
     elif "/" in name:
         upstream = _from_repository(name, random_weights)
     else:
         upstream = _from_preset(name, random_weights)
     upstream.name = name
-    return upstream.to(device=device, dtype=dtype).eval()
+    try:
+        return upstream.to(device=device, dtype=dtype).eval()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:  # what torch says depends on how it was built
+        first = str(error).splitlines()[0].removesuffix(".")
+        raise SpeechsslError(f"The device '{device}' can't be used ({first}): choose another, such as cpu.") from error
 
 
 def build_upstream(family: str, config: Any, *, seed: int) -> Upstream:
@@ -114,7 +120,12 @@ def _from_our_folder(folder: Path, description: dict[str, Any], random_weights: 
     family = str(description["family"])
     presets = family_module(family, "config").PRESETS
     default = type(next(iter(presets.values())))()
-    config = from_dict(default, description.get("config", {}), origin=str(folder / CONFIG_FILE))
+    settings = description.get("config", {})
+    if not isinstance(settings, dict):
+        raise SpeechsslError(
+            f"'config' in {folder / CONFIG_FILE} must be a mapping: write or download the folder again."
+        )
+    config = from_dict(default, settings, origin=str(folder / CONFIG_FILE))
     upstream = build_upstream(family, config, seed=random_weights or 0)
     if random_weights is None:
         load_weights(upstream, read_weights(folder), origin=str(folder))

@@ -12,27 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from command_line import run, the_sentence
 
 from speechssl.cli import main
 
 RATE = 16_000
-
-
-def run(*argv: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in argv])
-    return int(stop.value.code or 0)
-
-
-def the_sentence(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """Runs a command that must fail; returns the one line that it says so in."""
-    capsys.readouterr()
-    assert run(*argv) != 0
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    lines = [line for line in err.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("speechssl: ") and lines[0].endswith((".", "?")), err
-    return lines[0]
 
 
 def write(path: Path, samples: np.ndarray, rate: int = RATE) -> None:

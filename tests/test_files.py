@@ -63,5 +63,8 @@ def test_a_full_disk_names_the_file_whoever_writes(
     with files_no_larger_than(10_000), pytest.raises(OSError) as stop, replacing(path) as partial:
         partial.write_bytes(bytes(100_000))
     assert stop.value.errno == errno.EFBIG and stop.value.filename == str(path)
+    with files_no_larger_than(10_000), pytest.raises(OSError) as stop, replacing(path) as partial:
+        torch.save({"x": torch.zeros(100_000)}, partial)
+    assert stop.value.errno in FULL and stop.value.filename == str(path)
     assert load_file(path)["x"].tolist() == [1.0, 1.0, 1.0]
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -27,6 +27,8 @@ def command(
     from speechssl.errors import SpeechsslError
 
     folder = folder or default_folder()
+    if folder.exists() and not folder.is_dir():
+        raise SpeechsslError(f"The feature cache {folder} is a file, but must be a folder: choose another.")
     if trim is not None and not folder.is_dir():
         raise SpeechsslError(f"The feature cache {folder} does not exist: there is nothing to trim.")
     cache = FeatureCache(folder)

@@ -61,7 +61,7 @@ def open_corpus(root: str | Path) -> Corpus:
         if info["format"] != FORMAT:
             raise ManifestError(f"The corpus {root} has format {info['format']}, not {FORMAT}: prepare it again.")
         return Corpus(root.resolve(), info["name"], info["source"], info["fingerprint"], info)
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ManifestError(f"{path} can't be read ({error}): prepare the corpus again.") from error
 
 
@@ -79,14 +79,21 @@ def read_manifest(path: Path, *, root: Path | None = None) -> list[Utterance]:
     from lhotse.serialization import load_jsonl
 
     if not path.is_file():
-        raise ManifestError(f"The manifest {path} does not exist.")
+        raise ManifestError(f"The manifest {path} does not exist: check the path.")
+    if not path.stat().st_size:
+        raise ManifestError(f"The manifest {path} is an empty file of 0 bytes: prepare it again.")
     base = path.parent if root is None else root
     try:
         return [_utterance(item, base) for item in load_jsonl(path)]
     except (KeyError, IndexError, TypeError, ValueError, OSError, EOFError) as error:
         raise ManifestError(
-            f"The manifest {path} is not a Lhotse cut manifest ({type(error).__name__}: {error})."
+            f"The manifest {path} is not a whole Lhotse cut manifest ({_reason(error)}): mend it, or prepare it again."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """One clause; a bare KeyError would be nothing but the key."""
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error).removesuffix(".")
 
 
 def _utterance(cut: Mapping[str, Any], base: Path) -> Utterance:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechssl.config import to_dict
+from speechssl.config import first_difference, to_dict
 from speechssl.data.batching import make_generator
 from speechssl.data.corpus import Corpus
 from speechssl.errors import ConfigError, SpeechsslError
@@ -117,12 +117,13 @@ class _Clustering:
 
     def _read(self, identity: Mapping[str, Any]) -> KMeans:
         kmeans = load_kmeans(self.folder)
-        for key in identity.keys() - {"upstream", "weights"}:  # the fingerprint says what matters of these
-            if kmeans.info.get(key) != identity[key]:
-                raise SpeechsslError(
-                    f"{self.folder} holds a clustering with {key}={kmeans.info.get(key)}, not {identity[key]}: "
-                    "choose another folder."
-                )
+        wanted = {k: v for k, v in identity.items() if k not in ("upstream", "weights")}  # the fingerprint is enough
+        found = first_difference({k: kmeans.info.get(k) for k in wanted}, wanted)
+        if found is not None:
+            key, old, new = found
+            raise SpeechsslError(
+                f"{self.folder} holds a clustering with {key}={old}, not {new}: choose another folder."
+            )
         return kmeans
 
     def _sample(self, utterances: Sequence[Utterance]) -> Tensor:

@@ -70,9 +70,9 @@ def load_kmeans(folder: Path) -> KMeans:
         return KMeans(load_file(folder / "kmeans.safetensors")["centroids"], info)
     except FileNotFoundError as error:
         raise SpeechsslError(f"There is no k-means in {folder}: run `speechssl cluster` first.") from error
-    except (KeyError, ValueError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise SpeechsslError(
-            f"The k-means in {folder} can't be read ({error}): run `speechssl cluster` again."
+            f"The k-means in {folder} can't be read ({error}): remove the folder and run `speechssl cluster` again."
         ) from error
 
 
@@ -86,6 +86,8 @@ def fit_kmeans(features: Tensor, config: KMeansConfig, *, generator: torch.Gener
     Returns:
         the k-means and its inertia: the mean squared distance of a frame to its centroid.
     """
+    if config.clusters < 1:
+        raise SpeechsslError(f"`clusters` must be >= 1, but is {config.clusters}.")
     if len(features) < config.clusters:
         raise SpeechsslError(
             f"{config.clusters} clusters need as many frames, but there are {len(features)}: "

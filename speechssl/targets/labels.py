@@ -17,6 +17,7 @@ from speechssl.checkpoint import save_tensors
 from speechssl.errors import SpeechsslError
 
 FORMAT = "1"
+AGAIN = "remove the file and run `speechssl cluster` again"
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,11 @@ def load_labels(path: Path) -> LabelSet:
         with safe_open(path, framework="pt") as file:
             meta = file.metadata()
             if meta["format"] != FORMAT:
-                raise SpeechsslError(
-                    f"The labels {path} have another format than {FORMAT}: run `speechssl cluster` again."
-                )
+                raise SpeechsslError(f"The labels {path} have another format than {FORMAT}: {AGAIN}.")
             ids = file.get_tensor("ids").numpy().tobytes().decode()
             return LabelSet(
                 file.get_tensor("codes"), file.get_tensor("offsets"), tuple(ids.split("\n")) if ids != "\n" else (),
                 int(meta["num_labels"]), float(meta["label_rate"]), meta["corpus"], meta["origin"],
             )  # fmt: skip
     except (KeyError, ValueError, SafetensorError) as error:
-        raise SpeechsslError(f"The labels {path} can't be read ({error}): run `speechssl cluster` again.") from error
+        raise SpeechsslError(f"The labels {path} can't be read ({error}): {AGAIN}.") from error
