@@ -194,7 +194,7 @@ def test_wrong_names_and_folders_are_one_sentence(tmp_path):
         load_upstream("hubert_bse")
     with pytest.raises(SpeechsslError, match="does not exist"):
         load_upstream(tmp_path / "nothing")
-    with pytest.raises(SpeechsslError, match=r"config.json does not exist"):
+    with pytest.raises(SpeechsslError, match=r"it has no config\.json"):
         load_upstream(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SpeechsslError, match="not valid JSON"):
