@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _usage(error: Any, args: Sequence[str]) -> str:
     verb = next((a for a in args if a in VERBS), None)
-    message = str(error.format_message()).rstrip().removesuffix(".")
+    message = str(error.format_message()).rstrip().removesuffix(".").replace("Value error, ", "")  # a validator's words
     return f"{message}: see `speechssl {verb + ' ' if verb else ''}--help`."
 
 

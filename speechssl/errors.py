@@ -28,7 +28,12 @@ class UnknownNameError(SpeechsslError):
     """An upstream, task, corpus or preset that nobody registered; names near matches."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"Unknown {kind} '{name}'.{suggest(name, known)}")
+        self._given = kind, name, tuple(known)
+        super().__init__(f"Unknown {kind} '{name}'.{suggest(name, self._given[2])}")
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, tuple[str, ...]]]:
+        # An exception is pickled with its message alone, which would not make it again in the parent of a worker.
+        return type(self), self._given
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

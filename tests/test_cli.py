@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import pickle
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import click
 import pytest
 
 from speechssl import cli
-from speechssl.errors import AudioError
+from speechssl.errors import AudioError, SpeechsslError, UnknownNameError
 
 
 def run(*argv: str) -> int:
@@ -95,3 +96,15 @@ def test_debug_lets_the_traceback_through(argv: list[str], monkeypatch: pytest.M
 def test_the_command_line_starts_without_torch() -> None:
     script = "import sys, speechssl.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("error", [AudioError("a.wav is a folder."), UnknownNameError("upstream", "fbnk", ["fbank"])])
+def test_an_error_of_a_worker_process_arrives_as_it_was(error: SpeechsslError) -> None:
+    arrived = pickle.loads(pickle.dumps(error))
+    assert (type(arrived), str(arrived)) == (type(error), str(error))
+
+
+def test_a_choice_that_is_none_is_told_without_the_validators_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("export", "fbank", "-o", "out", "--to", "paper") == 2
+    err = capsys.readouterr().err
+    assert "Value error" not in err and "'paper' is not one of" in err
