@@ -22,15 +22,16 @@ def command(
     from speechssl.files import replacing
     from speechssl.inference import infer
 
-    if out is not None and out.is_dir():
-        raise SpeechsslError(f"The output {out} is a folder: name a JSON file, such as {out / 'results.json'}.")
+    if out is not None:  # before anything is computed
+        if out.is_dir():
+            raise SpeechsslError(f"The output {out} is a folder: name a JSON file, such as {out / 'results.json'}.")
+        out.parent.mkdir(parents=True, exist_ok=True)
     artifacts = None if out is None else out.parent / out.stem
     found = infer(run_folder, files, upstream=upstream, out=artifacts, device=device)
     text = json.dumps(found, indent=1, ensure_ascii=False)
     if out is None:
         typer.echo(text)
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
     typer.echo(f"Wrote {out}.")
