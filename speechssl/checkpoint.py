@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from speechssl.config import to_dict
 from speechssl.errors import SpeechsslError, suggest
-from speechssl.files import replacing as replacing  # noqa: PLC0414  speechssl.train takes it from here
+from speechssl.files import replacing
 from speechssl.upstream import Upstream
 
 FORMAT = 1

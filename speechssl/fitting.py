@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from speechssl.checkpoint import save_tensors
 from speechssl.data.batching import BatchStream, bucket_batches, derive_seed, make_generator
 from speechssl.errors import SpeechsslError
 from speechssl.featurizer.weighted_sum import WeightedSum
+from speechssl.files import replacing
 from speechssl.result import Evaluation
 from speechssl.task import Task, TaskData, TrainConfig
 from speechssl.types import Utterance
@@ -259,9 +262,8 @@ class Fit:
             "optimizer": self.optimizer.state_dict() if self.optimizer is not None else None,
             "progress": vars(self.progress),
         }
-        partial = self.folder / (CHECKPOINT + ".partial")
-        torch.save(state, partial)
-        partial.replace(self.folder / CHECKPOINT)
+        with replacing(self.folder / CHECKPOINT) as partial:
+            torch.save(state, partial)
 
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT
@@ -339,9 +341,7 @@ def predict(
 
 def save_probe(probe: Probe, folder: Path) -> None:
     """Writes head.safetensors (with the layer weights), whole or not at all."""
-    partial = folder / (HEAD + ".partial")
-    partial.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in probe.state_dict().items()}))
-    partial.replace(folder / HEAD)
+    save_tensors(probe.state_dict(), folder / HEAD)
 
 
 def load_probe(probe: Probe, folder: Path) -> None:
@@ -351,7 +351,7 @@ def load_probe(probe: Probe, folder: Path) -> None:
         raise SpeechsslError(f"There is no trained head at {path}: run the task first.")
     try:
         probe.load_state_dict(load_file(path))
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, SafetensorError) as error:
         raise SpeechsslError(f"The head {path} does not fit its config ({error}): run the task again.") from error
 
 

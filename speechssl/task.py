@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.data.corpus import Corpus
+from speechssl.errors import ConfigError
 from speechssl.result import Evaluation
 from speechssl.types import LossOutput, Utterance
 
@@ -54,6 +55,15 @@ class TrainConfig:
     precision: Literal["float32", "bf16"] = "float32"
     max_duration: float | None = None
     """Seconds; longer training utterances are cropped at random (the count is logged). None = no crop."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_seconds", "learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"`train.{name}` must be above 0, but is {getattr(self, name)}.")
+        if self.steps < 0:
+            raise ConfigError(f"`train.steps` must be 0 (nothing is trained) or more, but is {self.steps}.")
+        if self.evaluate_every < 1:
+            raise ConfigError(f"`train.evaluate_every` must be 1 or more, but is {self.evaluate_every}.")
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class DeepfakeConfig(TaskConfig):
 
 
 _DEMO_SPOOF = SpoofConfig(
-    train=SplitSize(real=500, per_attack=300),
+    train=SplitSize(real=1_500, per_attack=800),
     dev=SplitSize(real=150, per_attack=60),
     test=SplitSize(real=250, per_attack=70),
 )
@@ -86,7 +86,7 @@ PRESETS = {
         features=FeatureConfig(normalize=True),
     ),
     "deepfake_detection_demo": DeepfakeConfig(
-        train=TrainConfig(steps=400, batch_seconds=48.0, evaluate_every=40, optimizer="adamw", weight_decay=1e-2),
+        train=TrainConfig(steps=600, batch_seconds=48.0, evaluate_every=40, optimizer="adamw", weight_decay=1e-2),
         features=FeatureConfig(normalize=True),
         spoof=_DEMO_SPOOF,
         head=HeadConfig(width=64, attention=32, standardise=True),

@@ -30,6 +30,9 @@ class SpeakerVerificationConfig(TaskConfig):
     embedding_size: int = 512
     layer_norm: bool = False
     """Normalise over channels after each time-delay layer; SUPERB does not."""
+    pool_norm: bool = False
+    """Standardise the pooled statistics (as the batch norm of ECAPA-TDNN does), and take the embedding before its ReLU
+    (as Kaldi's x-vectors): what all voices share then doesn't rule the cosines. SUPERB does neither."""
     scale: float = 30.0
     margin: float = 0.4
 
@@ -69,6 +72,7 @@ DEMO = SpeakerVerificationConfig(
     embedding_size=128,
     standardise=True,
     layer_norm=True,
+    pool_norm=True,
     margin=0.2,
 )
 PRESETS = {"speaker_verification": SUPERB, "speaker_verification_demo": DEMO}

@@ -43,6 +43,7 @@ class XVector(nn.Module):
             for i, o, (context, dilation) in zip(widths, widths[1:], CONTEXTS, strict=False)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(o) if config.layer_norm else nn.Identity() for o in widths[1:])
+        self.pool_norm = nn.BatchNorm1d(2 * config.pooled_size, affine=False) if config.pool_norm else None
         self.first = nn.Linear(2 * config.pooled_size, config.embedding_size)
         self.second = nn.Linear(config.embedding_size, config.embedding_size)
         self.classes = nn.Parameter(torch.empty(config.embedding_size, speakers))
@@ -50,7 +51,7 @@ class XVector(nn.Module):
         self.scale, self.margin = config.scale, config.margin
 
     def embed(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """The speaker embedding: output of the first utterance layer, with ReLU.
+        """The speaker embedding: output of the first utterance layer, with ReLU unless `pool_norm`.
 
         Args:
             features: (B, T, D), 0 beyond `lengths`.
@@ -72,8 +73,16 @@ class XVector(nn.Module):
         # Unbiased, as torch.std in S3PRL.
         variance = ((states - mean[:, :, None]).square() * inside).sum(dim=2) / (count - 1)
         pooled = torch.cat((mean, (variance + 1e-8).sqrt()), dim=1)  # (B, 2 C)
-        embedding: Tensor = F.relu(self.first(pooled))
-        return embedding
+        if self.pool_norm is None:
+            return F.relu(self.first(pooled))
+        return self.first(self._normalise(self.pool_norm, pooled))  # type: ignore[no-any-return]  # nn.Module returns Any
+
+    @staticmethod
+    def _normalise(norm: nn.BatchNorm1d, pooled: Tensor) -> Tensor:
+        """A batch of one utterance has no deviation of its own: it gets the running one, in training too."""
+        if len(pooled) > 1 or not norm.training:
+            return norm(pooled)  # type: ignore[no-any-return]  # nn.Module returns Any
+        return F.batch_norm(pooled, norm.running_mean, norm.running_var, training=False, eps=norm.eps)
 
     def loss(self, features: Tensor, lengths: Tensor, speakers: Tensor) -> LossOutput:
         """Additive-margin softmax over the training speakers, summed over the batch.
@@ -83,7 +92,7 @@ class XVector(nn.Module):
 
         Paper: Wang et al. 2018, eq. 6, arXiv:1801.05599.
         """
-        states = F.relu(self.second(self.embed(features, lengths)))
+        states = F.relu(self.second(F.relu(self.embed(features, lengths))))
         cosine = F.normalize(states, dim=1) @ F.normalize(self.classes, dim=0)  # (B, N)
         margin = self.margin * F.one_hot(speakers, cosine.size(1))
         total = F.cross_entropy(self.scale * (cosine - margin), speakers, reduction="sum")

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from speechssl.data.corpus import Corpus
 from speechssl.errors import SpeechsslError
+from speechssl.files import replacing
 from speechssl.metric.detection import equal_error_rate, min_dcf
 from speechssl.metric.interval import equal_error_rate_interval
 from speechssl.result import Evaluation, MetricValue
@@ -189,7 +190,8 @@ def _write(path: Path, trials: Sequence[Trial], scores: Sequence[float]) -> str:
         label = "target" if trial.target else "nontarget"
         lines.append(f"{trial.first.id} {trial.second.id}\t{label}\t{score:.6f}\t{trial.kind}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path.name
 
 

@@ -7,29 +7,32 @@
 # Started again, it goes on from where it was. DATA, EXP and REPORT name the folders.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-size=default prepare=() seeds=(--seed 0 --seed 1 --seed 2)
+size=default prepare=() full= seeds=(--seed 0 --seed 1 --seed 2)
 for option in "$@"; do
   case "$option" in
     --quick) size=quick seeds=(--seed 0) ;;
     --synthetic) prepare+=(--source synthetic) ;;
-    --full) prepare+=(--full) ;;
+    --full) full=1 ;;
     *) echo "Unknown option $option: see the head of $0." >&2; exit 2 ;;
   esac
 done
 [ "$size" = default ] && suffix="" || suffix="_$size"
 config=recipes/demo/$size data=${DATA:-data/demo$suffix} exp=${EXP:-exp/demo$suffix} report=${REPORT:-report}
+[ "$full" ] && prepare+=(--full) || prepare+=(--config "$config/corpus.yaml")
 stage() { printf '\n== %s (after %s s)\n' "$*" "$SECONDS" >&2; }
 
 stage "corpus"
-speechssl prepare demo "$data" --config "$config/corpus.yaml" ${prepare[@]+"${prepare[@]}"}
+speechssl prepare demo "$data" "${prepare[@]}"
 
 stage "iteration 1: predict clusters of MFCC"
 speechssl cluster --upstream mfcc --clusters 100 --corpus "$data" -o "$exp/cluster1"
 speechssl pretrain hubert_tiny --labels "$exp/cluster1" --config "$config/pretrain1.yaml" --corpus "$data" -o "$exp/pretrain1"
 
-stage "iteration 2: predict clusters of a layer of iteration 1"
+# Both label sets (the paper's sec. 2.3): the upper layers then keep what tells voices apart, which the second set lacks.
+stage "iteration 2: predict clusters of a layer of iteration 1, and of MFCC still"
 speechssl cluster --upstream "$exp/pretrain1" --layer 4 --clusters 200 --precision bf16 --corpus "$data" -o "$exp/cluster2"
-speechssl pretrain hubert_tiny --labels "$exp/cluster2" --config "$config/pretrain2.yaml" --corpus "$data" -o "$exp/pretrain2"
+speechssl pretrain hubert_tiny --labels "$exp/cluster1" --labels "$exp/cluster2" --init "$exp/pretrain1" \
+  --config "$config/pretrain2.yaml" --corpus "$data" -o "$exp/pretrain2"
 
 for task in asr speaker_verification deepfake_detection voice_conversion; do
   stage "$task"

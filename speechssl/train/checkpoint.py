@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from speechssl.checkpoint import save_tensors
 from speechssl.errors import SpeechsslError
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        save_file({k: v.contiguous() for k, v in checkpoint.tensors.items()}, partial / "tensors.safetensors")
+        save_tensors(checkpoint.tensors, partial / "tensors.safetensors")
         state = {"format": FORMAT, "step": checkpoint.step, **checkpoint.state}
         (partial / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         for file in (*partial.iterdir(), partial):
@@ -74,7 +75,7 @@ def last_checkpoint(folder: Path) -> Checkpoint | None:
             if state.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             return Checkpoint(state.pop("step"), load_file(path / "tensors.safetensors"), state)
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             logger.warning("The checkpoint %s can't be read (%s): going back to the one before.", path, error)
     if paths:
         raise SpeechsslError(f"No checkpoint in {folder} can be read: remove the folder to begin again.")

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from speechssl.config import first_difference
 from speechssl.data.batching import BatchStream, derive_seed
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.progress import progress
@@ -275,6 +276,8 @@ def _make_fabric(config: PretrainConfig, find_unused_parameters: bool) -> Any:
     accelerator = config.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("`train.accelerator` is cuda, but there is no GPU that torch can use: choose cpu or auto.")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     strategy: Any = "auto"
     if processes > 1:
@@ -339,13 +342,11 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _check_identity(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path, prefix: str = "") -> None:
-    for key in sorted(saved.keys() | wanted.keys()):
-        old, new = saved.get(key), wanted.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            _check_identity(old, new, folder, f"{prefix}{key}.")
-        elif old != new:
-            raise ConfigError(
-                f"The run in {folder} was begun with {prefix}{key}={old}, not {new}: "
-                "use the same settings to go on, or another folder."
-            )
+def _check_identity(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    different = first_difference(saved, wanted)
+    if different is not None:
+        key, old, new = different
+        raise ConfigError(
+            f"The run in {folder} was begun with {key}={old}, not {new}: "
+            "use the same settings to go on, or another folder."
+        )

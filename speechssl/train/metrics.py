@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechssl.checkpoint import replacing
+from speechssl.files import replacing
 from speechssl.loss.masked_prediction import USAGE, perplexity
 
 
@@ -78,13 +78,16 @@ class MetricLog:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `log.jsonl`, oldest first; a last line that was cut off is left out."""
+    """The lines of a run's `log.jsonl`, oldest first, up to the first that was cut off or damaged."""
     lines = []
-    for text in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+    for text in (folder / "log.jsonl").read_bytes().splitlines():
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+        except (json.JSONDecodeError, UnicodeDecodeError):
             break
+        if not isinstance(line, dict) or "step" not in line:
+            break
+        lines.append(line)
     return lines
 
 
