@@ -21,6 +21,7 @@ from speechssl.audio import SUFFIXES, audio_info, read_audio
 from speechssl.data.batching import bucket_batches
 from speechssl.data.corpus import open_corpus, read_manifest
 from speechssl.errors import AudioError, ManifestError
+from speechssl.progress import progress
 from speechssl.types import HiddenStates, Utterance
 from speechssl.upstream import Upstream
 
@@ -129,6 +130,30 @@ def measure(
             else:
                 durations[utterance.id] = outcome
     return durations
+
+
+def find_bad(utterances: Sequence[Utterance], *, workers: int = 2) -> dict[str, str]:
+    """Reads all audio once, and returns what is wrong per id of an utterance that can't be used; each is logged."""
+    bad: dict[str, str] = {}
+    with (
+        progress("Looking for bad files", len(utterances), unit="files") as advance,
+        ThreadPoolExecutor(max(workers, 1)) as pool,
+    ):
+        for utterance, reason in zip(utterances, pool.map(_wrong, utterances), strict=True):
+            advance(1.0)
+            if reason is not None:
+                _fail(utterance, reason, True, bad)
+    return bad
+
+
+def _wrong(utterance: Utterance) -> AudioError | None:
+    """Why an utterance can't be used; its audio is not kept."""
+    try:
+        rate = audio_info(utterance.path).sample_rate
+    except AudioError as error:
+        return error
+    outcome = _read(utterance, rate)
+    return outcome if isinstance(outcome, AudioError) else None
 
 
 def _resolve_path(path: Path) -> list[Utterance]:

@@ -27,6 +27,7 @@ from speechssl.cache import FeatureCache
 from speechssl.config import load_config, to_dict
 from speechssl.data.corpus import Corpus, open_corpus
 from speechssl.errors import ConfigError, ManifestError, SpeechsslError, UnknownNameError
+from speechssl.extraction import find_bad
 from speechssl.feature_store import FeatureStore
 from speechssl.fitting import Fit, Fitted
 from speechssl.inference import save_task
@@ -74,7 +75,7 @@ class _Job:
 
     task: str
     config: Any
-    corpus: Path
+    corpus: Corpus
     card: UpstreamCard
     seed: int
     folder: Path
@@ -82,9 +83,9 @@ class _Job:
     features: Mapping[str, float]
     seconds: float
 
-    def identity(self, corpus: Corpus) -> str:
+    def identity(self) -> str:
         """A hash of all that decides the numbers."""
-        parts = [self.task, plain(self.config), corpus.fingerprint, self.card.info.fingerprint, self.seed]
+        parts = [self.task, plain(self.config), self.corpus.fingerprint, self.card.info.fingerprint, self.seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -123,6 +124,8 @@ def run(
         raise ConfigError(f"`seeds` must be distinct and at least one, but is {list(seeds)}.")
     name, config = resolve_config(task_name, config=config, preset=preset, yaml=yaml, overrides=overrides)
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+    if options.skip_bad:
+        opened = _without_bad_files(opened)
     specs = resolve_upstreams(upstream, random_weights=random_weights)
     task = build_task(name, config)
     data = task.prepare(opened)
@@ -136,7 +139,7 @@ def run(
             job = _Job(
                 task=name,
                 config=config,
-                corpus=opened.root,
+                corpus=opened,
                 card=make_card(spec, model),
                 seed=seed,
                 folder=_run_folder(out, name, spec, seed),
@@ -154,7 +157,7 @@ def run(
             stores[spec.label] = store
             jobs.extend(_with_cost(new, store))
         del model
-    results.update(_run_all(jobs, opened, task, data, stores))
+    results.update(_run_all(jobs, task, data, stores))
     return [results[_run_folder(out, name, spec, seed)] for spec, _ in specs for seed in seeds]
 
 
@@ -258,7 +261,7 @@ def _with_cost(jobs: Sequence[_Job], store: FeatureStore) -> list[_Job]:
 
 
 def _run_all(
-    jobs: Sequence[_Job], corpus: Corpus, task: Task, data: TaskData, stores: Mapping[str, FeatureStore]
+    jobs: Sequence[_Job], task: Task, data: TaskData, stores: Mapping[str, FeatureStore]
 ) -> dict[Path, RunResult]:
     if not jobs:
         return {}
@@ -268,7 +271,7 @@ def _run_all(
         if workers > 1:
             return _run_in_pool(jobs, workers, advance)
         return {
-            job.folder: _execute(job, corpus, task, data=data, store=stores[job.card.info.label], advance=advance)
+            job.folder: _execute(job, task, data=data, store=stores[job.card.info.label], advance=advance)
             for job in jobs
         }
 
@@ -315,14 +318,13 @@ def _start_worker(steps: Any) -> None:
 
 def _execute_alone(job: _Job) -> RunResult:
     """In a worker process: opens the corpus and the cached features anew."""
-    corpus = open_corpus(job.corpus)
     task = build_task(job.task, job.config)
-    data = task.prepare(corpus)
+    data = task.prepare(job.corpus)
     store = compute_features(CachedUpstream(job.card), task, data, job.options)
-    return _execute(job, corpus, task, data=data, store=store, advance=lambda amount, note: _steps.put((amount, note)))
+    return _execute(job, task, data=data, store=store, advance=lambda amount, note: _steps.put((amount, note)))
 
 
-def _execute(job: _Job, corpus: Corpus, task: Task, *, data: TaskData, store: FeatureStore, advance: Any) -> RunResult:
+def _execute(job: _Job, task: Task, *, data: TaskData, store: FeatureStore, advance: Any) -> RunResult:
     data = _without_bad(data, store)
     title = f"{job.card.info.label} seed {job.seed}"
     fit = Fit(
@@ -331,16 +333,25 @@ def _execute(job: _Job, corpus: Corpus, task: Task, *, data: TaskData, store: Fe
         dict.fromkeys(data.splits, store),
         seed=job.seed,
         folder=job.folder,
-        identity=job.identity(corpus),
+        identity=job.identity(),
         device=job.options.device,
         report=lambda amount, note: advance(amount, f"{title} {note}"),
     )
     with _threads(job.options.threads):
         fitted = fit.run()
-    result = _result(job, corpus, task, fit, fitted)
+    result = _result(job, task, fit, fitted)
     save_task(job.folder, task, data, card=job.card, layers=store.layers, size=store.hidden_size)
     result.save(job.folder)
     return result
+
+
+def _without_bad_files(corpus: Corpus) -> Corpus:
+    """For `--skip-bad`: tasks read audio while they prepare, so it has to be known before."""
+    everything = {u.id: u for split in corpus.splits() for u in corpus.utterances(split)}
+    bad = find_bad(list(everything.values()))
+    if bad:
+        logger.warning("%d of %d utterances of %s are bad and left out", len(bad), len(everything), corpus.root)
+    return corpus.without(bad)
 
 
 @contextmanager
@@ -366,12 +377,12 @@ def _without_bad(data: TaskData, store: FeatureStore) -> TaskData:
     return replace(data, splits=splits)
 
 
-def _result(job: _Job, corpus: Corpus, task: Task, fit: Fit, fitted: Fitted) -> RunResult:
+def _result(job: _Job, task: Task, fit: Fit, fitted: Fitted) -> RunResult:
     state = fitted.progress
     return RunResult(
         task=job.task,
         upstream=job.card.info,
-        corpus={"name": corpus.name, "source": corpus.source, "fingerprint": corpus.fingerprint},
+        corpus={"name": job.corpus.name, "source": job.corpus.source, "fingerprint": job.corpus.fingerprint},
         seed=job.seed,
         config=plain(job.config),
         metric=task.metric,

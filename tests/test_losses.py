@@ -9,7 +9,8 @@ from torch import Tensor
 
 from speechssl.data.batching import make_generator
 from speechssl.errors import SpeechsslError
-from speechssl.loss.masked_prediction import MaskedPrediction, cosine_logits, features_penalty, perplexity
+from speechssl.loss.masked_prediction import MaskedPrediction, cosine_logits, features_penalty
+from speechssl.metric.codes import perplexity
 
 
 def _fairseq_loss(projected: Tensor, embeddings: Tensor, target: Tensor) -> Tensor:

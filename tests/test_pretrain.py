@@ -308,6 +308,21 @@ def test_a_damaged_checkpoint_is_passed_over_and_old_ones_go(tmp_path: Path, cap
         last_checkpoint(tmp_path)
 
 
+def test_a_damaged_log_ends_at_its_first_bad_line(tmp_path: Path) -> None:
+    for damage in (b'{"step": 3, "lo', b"[1, 2]\n", b"\xff\xfe\n", b'{"loss": 1}\n'):
+        (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n' + damage)
+        assert [line["step"] for line in read_log(tmp_path)] == [1, 2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_asking_for_a_gpu_where_there_is_none_says_so(tiny_corpus: Path, labels: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no GPU"):
+        pretrain(
+            "hubert_tiny", corpus=tiny_corpus, labels=[labels], output=tmp_path,
+            overrides=(*FAST, "train.accelerator=cuda"),
+        )  # fmt: skip
+
+
 # Whole runs
 
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from downstreams.asr.config import AsrConfig
+from downstreams.deepfake_detection.config import ConditioningConfig, DeepfakeConfig, SplitSize, SpoofConfig
 from speechssl import fitting
 from speechssl.cli import main
 from speechssl.commands.run import results_table
+from speechssl.data.corpus import open_corpus
 from speechssl.errors import ConfigError, SpeechsslError, UnknownNameError
 from speechssl.fitting import Fit, schedule
 from speechssl.inference import infer
@@ -222,6 +224,39 @@ def test_a_bad_file_stops_the_run_or_is_left_out_and_counted(
     skip = dataclasses.replace(options, skip_bad=True)
     (result,) = once(corpus, tmp_path / "exp", skip)
     assert result.features["computed"] + result.features["from_cache"] == 79
+    assert result.corpus["fingerprint"] != open_corpus(corpus).fingerprint
+
+
+def test_tasks_that_read_audio_while_they_prepare_leave_bad_files_out_too(
+    tiny_corpus: Path, tmp_path: Path, options: RunOptions
+) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(tiny_corpus, corpus)
+    for file in sorted((corpus / "audio").iterdir())[::7]:
+        file.write_text("no audio")
+    spoof = SpoofConfig(
+        seen=("griffin_lim",), unseen=("lpc",), conditioning=ConditioningConfig(seconds=0.4), processes=1,
+        train=SplitSize(100, 6), dev=SplitSize(100, 6), test=SplitSize(100, 6),
+    )  # fmt: skip
+    config = DeepfakeConfig(train=TrainConfig(steps=2, evaluate_every=2, batch_seconds=8.0), spoof=spoof)
+
+    def once_more(options: RunOptions) -> RunResult:
+        (result,) = run("deepfake_detection", upstream="fbank", corpus=corpus, config=config, out=tmp_path / "exp",
+                        options=options)  # fmt: skip
+        return result
+
+    with pytest.raises(SpeechsslError, match=r"\.flac"):
+        once_more(options)
+    assert once_more(dataclasses.replace(options, skip_bad=True)).features["computed"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({"steps": -1}, "steps"), ({"evaluate_every": 0}, "evaluate_every"), ({"learning_rate": float("nan")}, "rate")],
+)
+def test_settings_that_would_train_nothing_are_refused(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        TrainConfig(**changes)
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:

@@ -5,9 +5,10 @@ manifests/<split>.jsonl.gz       Lhotse MonoCuts; paths relative to the folder
 audio/<source>/<id>.flac         16 kHz mono
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class Corpus:
     """Hash over the manifests: equal corpora, equal fingerprint."""
     info: Mapping[str, Any]
     """The whole of corpus.json: among others `sources` with licence, hours and utterances of each."""
+    left_out: frozenset[str] = frozenset()
+    """Ids of utterances that no split hands out."""
 
     def splits(self) -> list[str]:
         """The names of the manifests that exist."""
@@ -43,7 +46,15 @@ class Corpus:
         path = self.root / "manifests" / f"{split}.jsonl.gz"
         if not path.exists():
             raise ManifestError(f"The corpus {self.root} has no split '{split}'.{suggest(split, self.splits())}")
-        return read_manifest(path, root=self.root)
+        return [u for u in read_manifest(path, root=self.root) if u.id not in self.left_out]
+
+    def without(self, ids: Iterable[str]) -> "Corpus":
+        """The corpus without some utterances; it has another fingerprint, since what is made from it differs."""
+        left_out = self.left_out | frozenset(ids)
+        if left_out == self.left_out:
+            return self
+        digest = hashlib.sha256("\n".join([self.fingerprint, *sorted(left_out)]).encode()).hexdigest()
+        return replace(self, fingerprint=digest, left_out=left_out)
 
 
 def open_corpus(root: str | Path) -> Corpus:

@@ -131,11 +131,5 @@ class MaskedPrediction(nn.Module):
         return LossOutput(loss, counted.sum(), metrics)
 
 
-def perplexity(counts: Tensor) -> Tensor:
-    """exp of the entropy of a histogram (K,): how many labels are in use; 0 for an empty histogram."""
-    prob = counts.double() / counts.sum().clamp(min=1)
-    return torch.where(counts.sum() > 0, torch.special.entr(prob).sum().exp(), 0.0)
-
-
 def _counts(codes: Tensor, counted: Tensor, size: int) -> Tensor:
     return torch.zeros(size, device=codes.device).index_add_(0, codes, counted)

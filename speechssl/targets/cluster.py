@@ -18,7 +18,7 @@ from speechssl.data.batching import make_generator
 from speechssl.data.corpus import Corpus
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.extraction import Precision, extract, measure
-from speechssl.loss.masked_prediction import perplexity
+from speechssl.metric.codes import perplexity
 from speechssl.progress import progress
 from speechssl.targets.kmeans import KMeans, KMeansConfig, fit_kmeans, load_kmeans
 from speechssl.targets.labels import LabelSet, label_path, load_labels, make_label_set

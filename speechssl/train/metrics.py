@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from speechssl.files import replacing
-from speechssl.loss.masked_prediction import USAGE, perplexity
+from speechssl.loss.masked_prediction import USAGE
+from speechssl.metric.codes import perplexity
 
 
 class Window:
