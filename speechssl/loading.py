@@ -1,7 +1,9 @@
 """From a name or a folder to a ready upstream."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -19,6 +21,8 @@ from speechssl.checkpoint import (
 )
 from speechssl.config import from_dict
 from speechssl.errors import SpeechsslError, UnknownNameError
+from speechssl.fairseq_format import open_fairseq
+from speechssl.pickled import read_pickled
 from speechssl.registry import family_module, find_preset, list_families
 from speechssl.upstream import Upstream
 
@@ -35,8 +39,9 @@ def load_upstream(
     """Loads an upstream in evaluation mode.
 
     Args:
-        name_or_folder: a preset ('hubert_base'), a folder that `save_upstream` or transformers wrote, or a repository
-            of transformers' format on the Hugging Face hub ('facebook/hubert-base-ls960').
+        name_or_folder: a preset ('hubert_base'), a folder that `save_upstream` or transformers wrote, a checkpoint of
+            fairseq ('hubert_base_ls960.pt'), which is read without running anything that is in it, or a repository of
+            transformers' format on the Hugging Face hub ('facebook/hubert-base-ls960').
         device: where its weights go.
         dtype: of its weights; hidden states come in the same type.
         random_weights: seed; None = the published or saved weights.
@@ -49,6 +54,8 @@ def load_upstream(
     folder = Path(name_or_folder).expanduser()
     if name and folder.is_dir():
         upstream = _from_folder(folder, random_weights)
+    elif name and folder.is_file():
+        upstream = _from_file(folder, random_weights)
     elif "/" in name:
         upstream = _from_repository(name, random_weights)
     else:
@@ -149,6 +156,33 @@ def _from_transformers_folder(folder: Path, description: dict[str, Any], random_
         load_weights(upstream, state, origin=str(folder), optional=convert.OPTIONAL)
         upstream.weights = str(folder)
     return upstream
+
+
+def _from_file(path: Path, random_weights: int | None) -> Upstream:
+    """A checkpoint of fairseq, or of S3PRL's converter."""
+    origin = str(path)
+    checkpoint = open_fairseq(read_pickled(path), origin=origin)
+    converters = {name: (family, module) for family, module in _converters() for name in module.FAIRSEQ_NAMES}
+    if checkpoint.architecture not in converters:
+        raise UnknownNameError(f"architecture in {path}:", checkpoint.architecture, converters)
+    family, convert = converters[checkpoint.architecture]
+    config = convert.config_from_fairseq(checkpoint, origin=origin)
+    upstream = build_upstream(family, config, seed=random_weights or 0)
+    if random_weights is None:
+        load_weights(upstream, convert.from_fairseq(checkpoint.state), origin=origin, optional=convert.OPTIONAL)
+        upstream.weights = origin
+    return upstream
+
+
+def _converters() -> Iterator[tuple[str, ModuleType]]:
+    """The families that fairseq has too, and what reads its checkpoints."""
+    for family in list_families():
+        try:
+            module = family_module(family, "convert")
+        except ModuleNotFoundError:
+            continue
+        if hasattr(module, "FAIRSEQ_NAMES"):
+            yield family, module
 
 
 def export_upstream(

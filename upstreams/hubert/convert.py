@@ -1,4 +1,4 @@
-"""Between our names of HuBERT's weights and those of transformers.
+"""Between our names of HuBERT's settings and weights and those of transformers and fairseq.
 
 The query, key and value projections, three matrices there, are one here.
 """
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from speechssl.errors import ConfigError
+from speechssl.fairseq_format import FairseqCheckpoint, parse_conv_layers, rename_weights
 from upstreams.hubert.config import HubertConfig
 
 BLOCK = {
@@ -31,6 +32,9 @@ WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "par
 """Names before and since torch 2.0; converting normalises to the latter."""
 HEADS = ("lm_head.", "projector.", "classifier.", "layer_weights")
 """Of models fine-tuned for recognition or classification: not part of the upstream."""
+FAIRSEQ_NAMES = ("hubert",)
+"""The model's names in fairseq."""
+FAIRSEQ_HEADS = ("label_embs_concat", "final_proj.", "target_glu.", "proj.", "num_updates")
 OPTIONAL = frozenset({"mask_embedding"})
 """Absent from models that were trained without masking, and of no use outside of training."""
 
@@ -113,6 +117,48 @@ def config_to_transformers(config: HubertConfig) -> dict[str, Any]:
         "layerdrop": config.layerdrop,
         "mask_time_prob": 0.05,
     }
+
+
+def config_from_fairseq(checkpoint: FairseqCheckpoint, *, origin: str) -> HubertConfig:
+    """Reads the settings of a fairseq checkpoint; what is absent has fairseq's default.
+
+    Raises:
+        ConfigError: the model has a part that HuBERT as published has not.
+    """
+    model = checkpoint.model
+    for key, needed in (("activation_fn", "gelu"), ("conv_pos_batch_norm", False), ("pos_conv_depth", 1)):
+        if model.get(key, needed) != needed:
+            raise ConfigError(f"`{key}` of {origin} is {model[key]!r}; only {needed!r} is supported.")
+    text = str(model.get("conv_feature_layers") or "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2")
+    layers = parse_conv_layers(text, origin=origin)
+    if len({channels for channels, _, _ in layers}) != 1:
+        raise ConfigError(f"`conv_feature_layers` of {origin} must have one width, but is '{text}': not supported.")
+    return HubertConfig(
+        conv_channels=layers[0][0],
+        conv_kernels=tuple(kernel for _, kernel, _ in layers),
+        conv_strides=tuple(stride for _, _, stride in layers),
+        conv_norm="layer" if model.get("extractor_mode") == "layer_norm" else "group",
+        conv_bias=bool(model.get("conv_bias", False)),
+        normalize=bool(checkpoint.task.get("normalize", False)),
+        feature_grad_mult=float(model.get("feature_grad_mult", 1.0)),
+        width=int(model.get("encoder_embed_dim", 768)),
+        depth=int(model.get("encoder_layers", 12)),
+        heads=int(model.get("encoder_attention_heads", 12)),
+        ffn_width=int(model.get("encoder_ffn_embed_dim", 3072)),
+        pre_norm=bool(model.get("layer_norm_first", False)),
+        pos_kernel=int(model.get("conv_pos", 128)),
+        pos_groups=int(model.get("conv_pos_groups", 16)),
+        dropout=float(model.get("dropout", 0.1)),
+        attention_dropout=float(model.get("attention_dropout", 0.1)),
+        activation_dropout=float(model.get("activation_dropout", 0.0)),
+        input_dropout=float(model.get("dropout_input", 0.0)),
+        layerdrop=float(model.get("encoder_layerdrop", 0.0)),
+    )
+
+
+def from_fairseq(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames fairseq's weights to ours; heads are dropped, names that nobody knows are kept as they are."""
+    return rename_weights(state, heads=FAIRSEQ_HEADS)
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,153 @@
+"""Checkpoints of fairseq and of what is built on it: settings and names of weights, without fairseq.
+
+Old ones hold `args` (a namespace with everything in it), newer ones `cfg` (sections `model`, `task`, ...); models
+fine-tuned with CTC hold the settings of pre-training inside and the encoder below a prefix. S3PRL's converted files
+hold `task_cfg`, `model_cfg` and `model_weight` instead.
+"""
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speechssl.errors import SpeechsslError
+
+PREFIXES = ("w2v_encoder.w2v_model.", "w2v_model.", "encoder.w2v_model.")
+"""Of the upstream inside a model that was fine-tuned."""
+PLACES = {"post_extract_proj": "projection", "layer_norm": "feature_norm", "mask_emb": "mask_embedding"}
+BLOCK = {
+    "self_attn.out_proj": "attention.output",
+    "self_attn_layer_norm": "attention_norm",
+    "fc1": "fc1",
+    "fc2": "fc2",
+    "final_layer_norm": "ffn_norm",
+}
+WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+
+
+@dataclass(frozen=True)
+class FairseqCheckpoint:
+    """What an upstream needs of a checkpoint."""
+
+    model: Mapping[str, Any]
+    """Settings of the pre-trained model, such as `encoder_layers`."""
+    task: Mapping[str, Any]
+    """Settings of its task, such as `normalize` and `sample_rate`."""
+    state: Mapping[str, Tensor]
+    """Weights by fairseq's names, without the prefix of a fine-tuned model."""
+
+    @property
+    def architecture(self) -> str:
+        """The pre-trained model's name in fairseq, such as 'hubert' or 'wav2vec2'."""
+        return str(self.model.get("_name") or self.model.get("arch") or "")
+
+
+def open_fairseq(content: Any, *, origin: str) -> FairseqCheckpoint:
+    """Finds settings and weights in what `read_pickled` gave.
+
+    Args:
+        content: of the checkpoint.
+        origin: named in errors.
+
+    Raises:
+        SpeechsslError: it is no checkpoint of this kind.
+    """
+    if not isinstance(content, Mapping):
+        raise SpeechsslError(f"{origin} holds no mapping, so it is no checkpoint of fairseq: check the file.")
+    state = content.get("model", content.get("model_weight"))
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise SpeechsslError(f"{origin} holds no weights under 'model' or 'model_weight': check the file.")
+    if "model_cfg" in content:
+        model, task = _mapping(content["model_cfg"]), _mapping(content.get("task_cfg"))
+    else:
+        model, task = _sections(content, origin)
+    if model.get("w2v_args") is not None:  # fine-tuned: the settings of pre-training lie inside
+        inner = _mapping(model["w2v_args"])
+        model, inside = (_mapping(inner["model"]), _mapping(inner.get("task"))) if "model" in inner else (inner, inner)
+        task = {**inside, **{k: v for k, v in task.items() if v is not None}}
+    prefix = next((p for p in PREFIXES if any(k.startswith(p) for k in state)), "")
+    return FairseqCheckpoint(model, task, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
+def _sections(content: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    settings = _mapping(content.get("cfg"))
+    if settings.get("model"):
+        return _mapping(settings["model"]), _mapping(settings.get("task"))
+    everything = _mapping(content.get("args"))
+    if not everything:
+        raise SpeechsslError(f"{origin} holds neither 'cfg' nor 'args' with the model's settings: check the file.")
+    return everything, everything
+
+
+def _mapping(content: Any) -> dict[str, Any]:
+    return dict(content) if isinstance(content, Mapping) else {}
+
+
+def parse_conv_layers(text: str, *, origin: str) -> list[tuple[int, int, int]]:
+    """Reads `conv_feature_layers`, such as '[(512,10,5)] + [(512,3,2)] * 4', without running it.
+
+    Returns:
+        (channels, kernel, stride) of each layer.
+
+    Raises:
+        SpeechsslError: anything but lists and tuples of integers, added and multiplied.
+    """
+    try:
+        layers = _value(ast.parse(text.strip(), mode="eval").body)
+        return [(int(c), int(k), int(s)) for c, k, s in layers]
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise SpeechsslError(f"`conv_feature_layers` of {origin} can't be read: '{text}'.") from error
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, ast.List):
+        return [_value(e) for e in node.elts]
+    if isinstance(node, ast.Tuple):
+        return tuple(_value(e) for e in node.elts)
+    if isinstance(node, ast.BinOp):
+        left, right = _value(node.left), _value(node.right)
+        if isinstance(node.op, ast.Add) and isinstance(left, list) and isinstance(right, list):
+            return left + right
+        if isinstance(node.op, ast.Mult) and isinstance(left, list) and isinstance(right, int) and right <= 64:
+            return left * right
+    raise ValueError(ast.dump(node))
+
+
+def rename_weights(state: Mapping[str, Tensor], *, heads: tuple[str, ...]) -> dict[str, Tensor]:
+    """Renames fairseq's weights to those of our shared parts; names that nobody knows are kept as they are.
+
+    Args:
+        state: by fairseq's names; query, key and value projections become one.
+        heads: beginnings of names that are no part of the upstream.
+    """
+    renamed = {_our_name(k): v.float() for k, v in state.items() if not k.startswith(heads)}
+    for key in [k for k in renamed if ".attention.q_proj." in k]:
+        names = [key.replace("q_proj", part) for part in ("q_proj", "k_proj", "v_proj")]
+        if all(name in renamed for name in names):
+            renamed[key.replace("q_proj", "qkv")] = torch.cat([renamed.pop(name) for name in names])
+    return renamed
+
+
+def _our_name(key: str) -> str:
+    for old, new in WEIGHT_NORM.items():
+        key = re.sub(rf"\.{old}$", f".{new}", key)
+    # A layer is (convolution, dropout, norm, GELU), the norm in large models (transpose, norm, transpose).
+    if match := re.fullmatch(r"feature_extractor\.conv_layers\.(\d+)\.(0|2|2\.1)\.(weight|bias)", key):
+        index, place, rest = match.groups()
+        return f"frontend.{'convs' if place == '0' else 'norms'}.{index}.{rest}"
+    if match := re.fullmatch(r"encoder\.pos_conv\.0\.(.+)", key):
+        return f"encoder.position.conv.{match[1]}"
+    if match := re.fullmatch(r"encoder\.layer_norm\.(\w+)", key):
+        return f"encoder.norm.{match[1]}"
+    if match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(\w+)", key):
+        index, part, rest = match.groups()
+        part = part.replace("self_attn.", "attention.") if part.endswith(("q_proj", "k_proj", "v_proj")) else part
+        return f"encoder.blocks.{index}.{BLOCK.get(part, part)}.{rest}"
+    head, dot, rest = key.partition(".")
+    return PLACES.get(head, head) + dot + rest
