@@ -6,27 +6,16 @@ hold `task_cfg`, `model_cfg` and `model_weight` instead.
 """
 
 import ast
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from speechssl.errors import SpeechsslError
 
 PREFIXES = ("w2v_encoder.w2v_model.", "w2v_model.", "encoder.w2v_model.")
 """Of the upstream inside a model that was fine-tuned."""
-PLACES = {"post_extract_proj": "projection", "layer_norm": "feature_norm", "mask_emb": "mask_embedding"}
-BLOCK = {
-    "self_attn.out_proj": "attention.output",
-    "self_attn_layer_norm": "attention_norm",
-    "fc1": "fc1",
-    "fc2": "fc2",
-    "final_layer_norm": "ffn_norm",
-}
-WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
 
 @dataclass(frozen=True)
@@ -117,37 +106,3 @@ def _value(node: ast.expr) -> Any:
         if isinstance(node.op, ast.Mult) and isinstance(left, list) and isinstance(right, int) and right <= 64:
             return left * right
     raise ValueError(ast.dump(node))
-
-
-def rename_weights(state: Mapping[str, Tensor], *, heads: tuple[str, ...]) -> dict[str, Tensor]:
-    """Renames fairseq's weights to those of our shared parts; names that nobody knows are kept as they are.
-
-    Args:
-        state: by fairseq's names; query, key and value projections become one.
-        heads: beginnings of names that are no part of the upstream.
-    """
-    renamed = {_our_name(k): v.float() for k, v in state.items() if not k.startswith(heads)}
-    for key in [k for k in renamed if ".attention.q_proj." in k]:
-        names = [key.replace("q_proj", part) for part in ("q_proj", "k_proj", "v_proj")]
-        if all(name in renamed for name in names):
-            renamed[key.replace("q_proj", "qkv")] = torch.cat([renamed.pop(name) for name in names])
-    return renamed
-
-
-def _our_name(key: str) -> str:
-    for old, new in WEIGHT_NORM.items():
-        key = re.sub(rf"\.{old}$", f".{new}", key)
-    # A layer is (convolution, dropout, norm, GELU), the norm in large models (transpose, norm, transpose).
-    if match := re.fullmatch(r"feature_extractor\.conv_layers\.(\d+)\.(0|2|2\.1)\.(weight|bias)", key):
-        index, place, rest = match.groups()
-        return f"frontend.{'convs' if place == '0' else 'norms'}.{index}.{rest}"
-    if match := re.fullmatch(r"encoder\.pos_conv\.0\.(.+)", key):
-        return f"encoder.position.conv.{match[1]}"
-    if match := re.fullmatch(r"encoder\.layer_norm\.(\w+)", key):
-        return f"encoder.norm.{match[1]}"
-    if match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(\w+)", key):
-        index, part, rest = match.groups()
-        part = part.replace("self_attn.", "attention.") if part.endswith(("q_proj", "k_proj", "v_proj")) else part
-        return f"encoder.blocks.{index}.{BLOCK.get(part, part)}.{rest}"
-    head, dot, rest = key.partition(".")
-    return PLACES.get(head, head) + dot + rest

@@ -15,8 +15,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
-from transformers import HubertConfig as TheirConfig
-from transformers import HubertModel
+from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2Model
 
 from speechssl.errors import SpeechsslError
 from speechssl.fairseq_format import parse_conv_layers
@@ -26,18 +25,19 @@ from speechssl.pickled import read_pickled
 LAYERS = "[(24,10,5)] + [(24,3,2)] * 2"
 
 
-def theirs(norm: str) -> HubertModel:
+def theirs(norm: str, family: str = "hubert") -> HubertModel | Wav2Vec2Model:
     large = norm == "layer"
-    config = TheirConfig(
+    kind, their_config = (HubertModel, HubertConfig) if family == "hubert" else (Wav2Vec2Model, Wav2Vec2Config)
+    config = their_config(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, conv_dim=[24] * 3,
         conv_kernel=[10, 3, 3], conv_stride=[5, 2, 2], feat_extract_norm=norm, conv_bias=large,
         do_stable_layer_norm=large, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=4,
     )  # fmt: skip
     torch.manual_seed(3)
-    return HubertModel(config).eval()
+    return kind(config).eval()
 
 
-def fairseq_state(model: HubertModel) -> dict[str, Tensor]:
+def fairseq_state(model: HubertModel | Wav2Vec2Model) -> dict[str, Tensor]:
     """The names that fairseq gives these weights, written down here once more, from fairseq's side."""
     state, ours = model.state_dict(), {}
     large = model.config.feat_extract_norm == "layer"
@@ -70,10 +70,10 @@ def fairseq_state(model: HubertModel) -> dict[str, Tensor]:
     return ours
 
 
-def settings(norm: str) -> dict[str, Any]:
+def settings(norm: str, family: str = "hubert") -> dict[str, Any]:
     large = norm == "layer"
     return {
-        "_name": "hubert", "extractor_mode": "layer_norm" if large else "default", "conv_bias": large,
+        "_name": family, "extractor_mode": "layer_norm" if large else "default", "conv_bias": large,
         "layer_norm_first": large, "encoder_layers": 2, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48,
         "encoder_attention_heads": 2, "conv_feature_layers": LAYERS, "conv_pos": 8, "conv_pos_groups": 4,
         "activation_fn": "gelu", "feature_grad_mult": 0.1,
@@ -81,7 +81,8 @@ def settings(norm: str) -> dict[str, Any]:
 
 
 def newer(model: dict[str, Any], state: dict[str, Tensor], normalize: bool) -> dict[str, Any]:
-    heads = {"label_embs_concat": torch.zeros(5, 4), "final_proj.weight": torch.zeros(4, 32)}
+    names = {"hubert": "label_embs_concat", "wav2vec2": "quantizer.vars"}
+    heads = {names[model["_name"]]: torch.zeros(5, 4), "final_proj.weight": torch.zeros(4, 32)}
     return {"cfg": {"model": model, "task": {"normalize": normalize}}, "args": None, "model": {**state, **heads}}
 
 
@@ -114,17 +115,17 @@ def half(model: dict[str, Any], state: dict[str, Tensor], normalize: bool) -> di
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
 @pytest.mark.parametrize("form", [newer, newer_omegaconf, older, fine_tuned, s3prl, half])
-@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize(("family", "norm"), [("hubert", "group"), ("hubert", "layer"), ("wav2vec2", "layer")])
 def test_fairseq_checkpoints_give_the_numbers_of_transformers(
-    norm: str, form: Callable[..., Any], zipped: bool, tmp_path: Path
+    family: str, norm: str, form: Callable[..., Any], zipped: bool, tmp_path: Path
 ) -> None:
-    model, path = theirs(norm), tmp_path / "hubert.pt"
+    model, path = theirs(norm, family), tmp_path / "model.pt"
     if form is half:
         model.load_state_dict({k: v.half().float() for k, v in model.state_dict().items()})
-    content = form(settings(norm), fairseq_state(model), norm == "layer")
+    content = form(settings(norm, family), fairseq_state(model), norm == "layer")
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     upstream = load_upstream(path)
-    assert (upstream.family, upstream.normalize, upstream.weights) == ("hubert", norm == "layer", str(path))
+    assert (upstream.family, upstream.normalize, upstream.weights) == (family, norm == "layer", str(path))
     waveform = torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))
     whole = torch.nn.functional.layer_norm(waveform, waveform.shape[-1:]) if norm == "layer" else waveform
     with torch.no_grad():

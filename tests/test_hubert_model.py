@@ -114,7 +114,7 @@ def test_export_by_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         main(["export", str(tmp_path / "tiny"), "--to", "transformers", "-o", str(tmp_path / "hf")])
     assert done.value.code == 1
-    assert "no HuBERT with frontend 'log_mel'" in capsys.readouterr().err
+    assert "no HubertModel with frontend 'log_mel'" in capsys.readouterr().err
     assert not (tmp_path / "hf").exists()
 
 

@@ -75,7 +75,7 @@ class DeepfakeConfig(TaskConfig):
 
 
 _DEMO_SPOOF = SpoofConfig(
-    train=SplitSize(real=1_500, per_attack=800),
+    train=SplitSize(real=1_200, per_attack=650),
     dev=SplitSize(real=150, per_attack=60),
     test=SplitSize(real=250, per_attack=70),
 )

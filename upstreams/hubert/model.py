@@ -1,138 +1,17 @@
-"""HuBERT: how the shared frontends and the encoder are wired into the paper's model.
+"""HuBERT: the architecture of wav2vec 2.0, trained to predict clusters (see pretrain.py)."""
 
-B batch, S samples, T frames, C channels of the frontend, D width, L blocks.
-"""
-
-from torch import Tensor, nn
-from torch import rand as uniform
-
-from speechssl.encoder.transformer import EncoderConfig, TransformerEncoder
-from speechssl.errors import ConfigError
-from speechssl.frontend.conv_waveform import ConvWaveform
-from speechssl.frontend.grad_multiply import multiply_gradient
-from speechssl.frontend.stacked_log_mel import StackedLogMel
-from speechssl.lengths import lengths_to_padding_mask
-from speechssl.upstream import Upstream
+from speechssl.contextual.model import ContextualUpstream
 from upstreams.hubert.config import HubertConfig
 
-SAMPLE_RATE = 16_000
-"""Hz."""
 
-
-class HubertUpstream(Upstream):
-    """Frontend, layer norm, projection, mask embedding and transformer encoder.
+class HubertUpstream(ContextualUpstream):
+    """A HuBERT model.
 
     Paper: Hsu et al. 2021, sec. 2, arXiv:2106.07447.
     """
 
     name = "hubert"
     family = "hubert"
-
-    def __init__(self, config: HubertConfig) -> None:
-        frontend, hop = _frontend(config)
-        super().__init__(
-            sample_rate=SAMPLE_RATE,
-            frame_rate=SAMPLE_RATE / hop,
-            hidden_sizes=(config.width,) * (config.depth + 1),
-            normalize=config.normalize,
-        )
-        self.config = config
-        self.frontend = frontend
-        self.feature_width = frontend.width if isinstance(frontend, StackedLogMel) else config.conv_channels
-        self.feature_norm = nn.LayerNorm(self.feature_width)
-        self.projection = nn.Linear(self.feature_width, config.width)
-        self.input_dropout = nn.Dropout(config.input_dropout)
-        self.mask_embedding = nn.Parameter(uniform(config.width))
-        self.encoder = TransformerEncoder(
-            EncoderConfig(
-                width=config.width,
-                depth=config.depth,
-                heads=config.heads,
-                ffn_width=config.ffn_width,
-                pre_norm=config.pre_norm,
-                pos_kernel=config.pos_kernel,
-                pos_groups=config.pos_groups,
-                dropout=config.dropout,
-                attention_dropout=config.attention_dropout,
-                activation_dropout=config.activation_dropout,
-            )
-        )
-
-    def output_lengths(self, lengths: Tensor) -> Tensor:
-        """Valid frames for valid samples, both (B,) int64."""
-        return self.frontend.output_lengths(lengths)
-
-    def extract_features(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Runs the frontend; its gradient is scaled by `feature_grad_mult`.
-
-        Args:
-            waveform: (B, S), already normalised if `normalize`, 0 beyond `lengths`.
-            lengths: valid samples, (B,) int64.
-
-        Returns:
-            Features (B, T, C) before their layer norm, and the valid frames (B,) int64; T = frames.max().
-        """
-        frames = self.output_lengths(lengths)
-        features = self.frontend(waveform, lengths)
-        features = features[:, : int(frames.max())].to(self.mask_embedding.dtype)
-        if self.config.feature_grad_mult != 1.0 and features.requires_grad:
-            features = multiply_gradient(features, self.config.feature_grad_mult)
-        return features, frames
-
-    def encode(
-        self,
-        features: Tensor,
-        frames: Tensor,
-        *,
-        layers: frozenset[int],
-        mask: Tensor | None = None,
-        skipped_blocks: frozenset[int] = frozenset(),
-    ) -> dict[int, Tensor]:
-        """Normalises, projects, hides the masked frames and encodes.
-
-        Args:
-            features: (B, T, C) from `extract_features`.
-            frames: valid frames, (B,) int64.
-            layers: wanted hidden states, within 0..L.
-            mask: (B, T) bool, True = replaced by the learned mask embedding.
-            skipped_blocks: for layer drop, see `speechssl.encoder.transformer.sample_skipped_blocks`.
-
-        Returns:
-            layer -> (B, T, D).
-        """
-        x = self.input_dropout(self.projection(self.feature_norm(features)))  # (B, T, D)
-        if mask is not None:
-            x = x.masked_fill(mask[:, :, None], 0.0) + mask[:, :, None] * self.mask_embedding.to(x.dtype)
-        padding_mask = None
-        if int(frames.min()) < features.size(1):
-            padding_mask = lengths_to_padding_mask(frames, features.size(1))  # (B, T)
-        return self.encoder(x, padding_mask, layers=layers, skipped_blocks=skipped_blocks)  # type: ignore[no-any-return]
-
-    def compute(self, waveform: Tensor, lengths: Tensor, layers: frozenset[int]) -> dict[int, Tensor]:
-        """See `Upstream.compute`."""
-        features, frames = self.extract_features(waveform, lengths)
-        return self.encode(features, frames, layers=layers)
-
-    def fingerprint_config(self) -> str:
-        """The whole config: its training-only fields don't change features, but neither do they change often."""
-        return repr(self.config)
-
-
-def _frontend(config: HubertConfig) -> tuple[ConvWaveform | StackedLogMel, int]:
-    """Returns the frontend and its samples per frame."""
-    if config.frontend == "conv_waveform":
-        conv = ConvWaveform(
-            config.conv_channels,
-            kernels=config.conv_kernels,
-            strides=config.conv_strides,
-            norm=config.conv_norm,
-            bias=config.conv_bias,
-        )
-        return conv, conv.hop
-    if config.frontend == "log_mel":
-        log_mel = StackedLogMel(config.num_mel_bins, stack=config.stack)
-        return log_mel, log_mel.hop
-    raise ConfigError(f"`frontend` must be 'conv_waveform' or 'log_mel', but is '{config.frontend}'.")
 
 
 def build(config: HubertConfig) -> HubertUpstream:

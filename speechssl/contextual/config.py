@@ -1,0 +1,40 @@
+"""Settings of the wav2vec 2.0 architecture; free of torch, so that listing presets stays fast."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ContextualConfig:
+    """A frontend and a transformer; the defaults are the shape of wav2vec 2.0 and HuBERT base."""
+
+    frontend: Literal["conv_waveform", "log_mel"] = "conv_waveform"
+    """What the encoder hears: learned convolutions on the waveform, or stacked log-mel frames (made for a CPU)."""
+    conv_channels: int = 512
+    conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    """Per layer, in samples of the layer's input."""
+    conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    conv_norm: Literal["group", "layer"] = "group"
+    conv_bias: bool = False
+    num_mel_bins: int = 80
+    """Of the log_mel frontend."""
+    stack: int = 2
+    """Frames of 10 ms that the log_mel frontend joins into one."""
+    normalize: bool = False
+    """Each waveform to zero mean and unit variance first."""
+    feature_grad_mult: float = 0.1
+    """Scale of the gradient that reaches the frontend."""
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    ffn_width: int = 3072
+    pre_norm: bool = False
+    pos_kernel: int = 128
+    """Frames."""
+    pos_groups: int = 16
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.0
+    input_dropout: float = 0.1
+    layerdrop: float = 0.05
+    """Probability that a training step passes a block by."""

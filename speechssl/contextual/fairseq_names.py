@@ -1,0 +1,94 @@
+"""Between our names of settings and weights of the wav2vec 2.0 architecture and those of fairseq."""
+
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from speechssl.contextual.config import ContextualConfig
+from speechssl.errors import ConfigError
+from speechssl.fairseq_format import FairseqCheckpoint, parse_conv_layers
+
+C = TypeVar("C", bound=ContextualConfig)
+PLACES = {"post_extract_proj": "projection", "layer_norm": "feature_norm", "mask_emb": "mask_embedding"}
+BLOCK = {
+    "self_attn.out_proj": "attention.output",
+    "self_attn_layer_norm": "attention_norm",
+    "fc1": "fc1",
+    "fc2": "fc2",
+    "final_layer_norm": "ffn_norm",
+}
+WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+
+
+def config_from_fairseq(checkpoint: FairseqCheckpoint, kind: type[C], *, origin: str) -> C:
+    """Reads the settings of a fairseq checkpoint; what is absent has fairseq's default.
+
+    Raises:
+        ConfigError: the model has a part that the published ones have not.
+    """
+    model = checkpoint.model
+    for key, needed in (("activation_fn", "gelu"), ("conv_pos_batch_norm", False), ("pos_conv_depth", 1)):
+        if model.get(key, needed) != needed:
+            raise ConfigError(f"`{key}` of {origin} is {model[key]!r}; only {needed!r} is supported.")
+    text = str(model.get("conv_feature_layers") or "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2")
+    layers = parse_conv_layers(text, origin=origin)
+    if len({channels for channels, _, _ in layers}) != 1:
+        raise ConfigError(f"`conv_feature_layers` of {origin} must have one width, but is '{text}': not supported.")
+    return kind(
+        conv_channels=layers[0][0],
+        conv_kernels=tuple(kernel for _, kernel, _ in layers),
+        conv_strides=tuple(stride for _, _, stride in layers),
+        conv_norm="layer" if model.get("extractor_mode") == "layer_norm" else "group",
+        conv_bias=bool(model.get("conv_bias", False)),
+        normalize=bool(checkpoint.task.get("normalize", False)),
+        feature_grad_mult=float(model.get("feature_grad_mult", 1.0)),
+        width=int(model.get("encoder_embed_dim", 768)),
+        depth=int(model.get("encoder_layers", 12)),
+        heads=int(model.get("encoder_attention_heads", 12)),
+        ffn_width=int(model.get("encoder_ffn_embed_dim", 3072)),
+        pre_norm=bool(model.get("layer_norm_first", False)),
+        pos_kernel=int(model.get("conv_pos", 128)),
+        pos_groups=int(model.get("conv_pos_groups", 16)),
+        dropout=float(model.get("dropout", 0.1)),
+        attention_dropout=float(model.get("attention_dropout", 0.1)),
+        activation_dropout=float(model.get("activation_dropout", 0.0)),
+        input_dropout=float(model.get("dropout_input", 0.0)),
+        layerdrop=float(model.get("encoder_layerdrop", 0.0)),
+    )
+
+
+def rename_weights(state: Mapping[str, Tensor], *, heads: tuple[str, ...]) -> dict[str, Tensor]:
+    """Renames fairseq's weights to those of our shared parts; names that nobody knows are kept as they are.
+
+    Args:
+        state: by fairseq's names; query, key and value projections become one.
+        heads: beginnings of names that are no part of the upstream.
+    """
+    renamed = {_our_name(k): v.float() for k, v in state.items() if not k.startswith(heads)}
+    for key in [k for k in renamed if ".attention.q_proj." in k]:
+        names = [key.replace("q_proj", part) for part in ("q_proj", "k_proj", "v_proj")]
+        if all(name in renamed for name in names):
+            renamed[key.replace("q_proj", "qkv")] = torch.cat([renamed.pop(name) for name in names])
+    return renamed
+
+
+def _our_name(key: str) -> str:
+    for old, new in WEIGHT_NORM.items():
+        key = re.sub(rf"\.{old}$", f".{new}", key)
+    # A layer is (convolution, dropout, norm, GELU), the norm in large models (transpose, norm, transpose).
+    if match := re.fullmatch(r"feature_extractor\.conv_layers\.(\d+)\.(0|2|2\.1)\.(weight|bias)", key):
+        index, place, rest = match.groups()
+        return f"frontend.{'convs' if place == '0' else 'norms'}.{index}.{rest}"
+    if match := re.fullmatch(r"encoder\.pos_conv\.0\.(.+)", key):
+        return f"encoder.position.conv.{match[1]}"
+    if match := re.fullmatch(r"encoder\.layer_norm\.(\w+)", key):
+        return f"encoder.norm.{match[1]}"
+    if match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(\w+)", key):
+        index, part, rest = match.groups()
+        part = part.replace("self_attn.", "attention.") if part.endswith(("q_proj", "k_proj", "v_proj")) else part
+        return f"encoder.blocks.{index}.{BLOCK.get(part, part)}.{rest}"
+    head, dot, rest = key.partition(".")
+    return PLACES.get(head, head) + dot + rest

@@ -1,0 +1,183 @@
+"""Between our names of settings and weights of the wav2vec 2.0 architecture and those of transformers.
+
+The query, key and value projections, three matrices there, are one here.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from speechssl.contextual.config import ContextualConfig
+from speechssl.errors import ConfigError
+
+C = TypeVar("C", bound=ContextualConfig)
+BLOCK = {
+    "attention.out_proj": "attention.output",
+    "layer_norm": "attention_norm",
+    "feed_forward.intermediate_dense": "fc1",
+    "feed_forward.output_dense": "fc2",
+    "final_layer_norm": "ffn_norm",
+}
+REST = {
+    "masked_spec_embed": "mask_embedding",
+    "feature_projection.layer_norm": "feature_norm",
+    "feature_projection.projection": "projection",
+    "encoder.layer_norm": "encoder.norm",
+    "encoder.pos_conv_embed.conv": "encoder.position.conv",
+}
+WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+"""Names before and since torch 2.0; converting normalises to the latter."""
+NEEDED = {
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "conv_pos_batch_norm": False,
+    "feat_proj_layer_norm": True,
+    "add_adapter": False,
+    "adapter_attn_dim": None,
+}
+"""Settings that the published models have; others would need parts that are not built."""
+
+
+def config_from_transformers(config: Mapping[str, Any], kind: type[C], *, normalize: bool) -> C:
+    """Reads transformers' config.json.
+
+    Args:
+        config: its content.
+        kind: the family's config.
+        normalize: `do_normalize` of preprocessor_config.json.
+
+    Raises:
+        ConfigError: the model has a part that the published ones have not.
+    """
+    name = str(config.get("model_type"))
+    for key, needed in NEEDED.items():
+        if config.get(key, needed) != needed:
+            raise ConfigError(f"`{key}` of a {name} model must be {needed!r}, but is {config[key]!r}: not supported.")
+    channels = set(config["conv_dim"])
+    if len(channels) != 1:
+        raise ConfigError(f"`conv_dim` must have one width for all layers, but is {config['conv_dim']}: not supported.")
+    return kind(
+        conv_channels=channels.pop(),
+        conv_kernels=tuple(config["conv_kernel"]),
+        conv_strides=tuple(config["conv_stride"]),
+        conv_norm=config["feat_extract_norm"],
+        conv_bias=config["conv_bias"],
+        normalize=normalize,
+        feature_grad_mult=0.1 if config["feat_extract_norm"] == "group" else 1.0,
+        width=config["hidden_size"],
+        depth=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        ffn_width=config["intermediate_size"],
+        pre_norm=config["do_stable_layer_norm"],
+        pos_kernel=config["num_conv_pos_embeddings"],
+        pos_groups=config["num_conv_pos_embedding_groups"],
+        dropout=config["hidden_dropout"],
+        attention_dropout=config["attention_dropout"],
+        activation_dropout=config["activation_dropout"],
+        input_dropout=config["feat_proj_dropout"],
+        layerdrop=config["layerdrop"],
+    )
+
+
+def config_to_transformers(config: ContextualConfig, *, model_type: str, architecture: str) -> dict[str, Any]:
+    """Writes the content of transformers' config.json.
+
+    Raises:
+        ConfigError: transformers' models can't hear log-mel frames.
+    """
+    if config.frontend != "conv_waveform":
+        raise ConfigError(
+            f"transformers has no {architecture} with frontend '{config.frontend}', only 'conv_waveform': "
+            "export to 'speechssl' instead."
+        )
+    layers = len(config.conv_kernels)
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "conv_dim": [config.conv_channels] * layers,
+        "conv_kernel": list(config.conv_kernels),
+        "conv_stride": list(config.conv_strides),
+        "num_feat_extract_layers": layers,
+        "feat_extract_norm": config.conv_norm,
+        "feat_extract_activation": "gelu",
+        "conv_bias": config.conv_bias,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.ffn_width,
+        "hidden_act": "gelu",
+        "do_stable_layer_norm": config.pre_norm,
+        "num_conv_pos_embeddings": config.pos_kernel,
+        "num_conv_pos_embedding_groups": config.pos_groups,
+        "hidden_dropout": config.dropout,
+        "attention_dropout": config.attention_dropout,
+        "activation_dropout": config.activation_dropout,
+        "feat_proj_dropout": config.input_dropout,
+        "layerdrop": config.layerdrop,
+        "mask_time_prob": 0.05,
+    }
+
+
+def from_transformers(state: Mapping[str, Tensor], *, prefix: str, heads: tuple[str, ...]) -> dict[str, Tensor]:
+    """Renames transformers' weights to ours; heads are dropped, names that nobody knows are kept as they are.
+
+    Args:
+        state: with either name of weight norm.
+        prefix: such as 'hubert.', which models with a head have before the upstream's names.
+        heads: beginnings of names that are no part of the upstream.
+    """
+    plain = {key.removeprefix(prefix): value for key, value in state.items() if not key.startswith(heads)}
+    renamed = {_our_name(key): value for key, value in plain.items()}
+    for key in [k for k in renamed if ".attention.q_proj." in k]:
+        names = [key.replace("q_proj", part) for part in ("q_proj", "k_proj", "v_proj")]
+        if all(name in renamed for name in names):
+            renamed[key.replace("q_proj", "qkv")] = torch.cat([renamed.pop(name) for name in names])
+    return renamed
+
+
+def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames our weights to those of transformers."""
+    result: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if ".attention.qkv." in key:
+            parts = (_their_name(key.replace("qkv", part)) for part in ("q_proj", "k_proj", "v_proj"))
+            result.update(zip(parts, (p.clone() for p in value.chunk(3)), strict=True))
+        else:
+            result[_their_name(key)] = value
+    return result
+
+
+def _our_name(key: str) -> str:
+    for old, new in WEIGHT_NORM.items():
+        key = re.sub(rf"\.{old}$", f".{new}", key)
+    if match := re.fullmatch(r"feature_extractor\.conv_layers\.(\d+)\.(conv|layer_norm)\.(\w+)", key):
+        index, part, rest = match.groups()
+        return f"frontend.{'convs' if part == 'conv' else 'norms'}.{index}.{rest}"
+    if match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(\w+)", key):
+        index, part, rest = match.groups()
+        return f"encoder.blocks.{index}.{BLOCK.get(part, part)}.{rest}"
+    return _replace_prefix(key, REST)
+
+
+def _their_name(key: str) -> str:
+    if match := re.fullmatch(r"frontend\.(convs|norms)\.(\d+)\.(\w+)", key):
+        part, index, rest = match.groups()
+        return f"feature_extractor.conv_layers.{index}.{'conv' if part == 'convs' else 'layer_norm'}.{rest}"
+    if match := re.fullmatch(r"encoder\.blocks\.(\d+)\.(.+)\.(\w+)", key):
+        index, part, rest = match.groups()
+        return f"encoder.layers.{index}.{_inverse(BLOCK).get(part, part)}.{rest}"
+    return _replace_prefix(key, _inverse(REST))
+
+
+def _inverse(names: Mapping[str, str]) -> dict[str, str]:
+    return {new: old for old, new in names.items()}
+
+
+def _replace_prefix(key: str, names: Mapping[str, str]) -> str:
+    for old, new in names.items():
+        if key == old or key.startswith(old + "."):
+            return new + key[len(old) :]
+    return key

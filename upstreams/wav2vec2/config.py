@@ -1,0 +1,57 @@
+"""Shapes of the wav2vec 2.0 models.
+
+Papers: Baevski et al. 2020, arXiv:2006.11477; Hsu et al. 2021 (robust), arXiv:2104.01027; Conneau et al. 2020 (XLSR),
+arXiv:2006.13979; Babu et al. 2021 (XLS-R), arXiv:2111.09296; Pratap et al. 2023 (MMS), arXiv:2305.13516.
+"""
+
+from dataclasses import dataclass, replace
+
+from speechssl.contextual.config import ContextualConfig
+
+
+@dataclass(frozen=True)
+class Wav2Vec2Config(ContextualConfig):
+    """A wav2vec 2.0 model; the defaults are the published base model."""
+
+
+_LARGE = Wav2Vec2Config(
+    feature_grad_mult=1.0,
+    width=1024,
+    depth=24,
+    heads=16,
+    ffn_width=4096,
+    dropout=0.0,
+    attention_dropout=0.0,
+    input_dropout=0.0,
+    layerdrop=0.0,
+)
+_LV60 = replace(_LARGE, conv_norm="layer", conv_bias=True, normalize=True, pre_norm=True)
+_1B = replace(_LV60, width=1280, depth=48, ffn_width=5120)
+
+PRESETS: dict[str, Wav2Vec2Config] = {
+    "wav2vec2_base": Wav2Vec2Config(),
+    "wav2vec2_large": _LARGE,
+    "wav2vec2_large_lv60": _LV60,
+    "wav2vec2_large_robust": _LV60,
+    "wav2vec2_xlsr_53": _LV60,
+    "wav2vec2_xls_r_300m": _LV60,
+    "wav2vec2_xls_r_1b": _1B,
+    "wav2vec2_xls_r_2b": replace(_1B, width=1920, ffn_width=7680),
+    "wav2vec2_mms_300m": _LV60,
+    "wav2vec2_mms_1b": _1B,
+}
+"""All are published."""
+
+REPOSITORIES: dict[str, str] = {
+    "wav2vec2_base": "facebook/wav2vec2-base",
+    "wav2vec2_large": "facebook/wav2vec2-large",
+    "wav2vec2_large_lv60": "facebook/wav2vec2-large-lv60",
+    "wav2vec2_large_robust": "facebook/wav2vec2-large-robust",
+    "wav2vec2_xlsr_53": "facebook/wav2vec2-large-xlsr-53",
+    "wav2vec2_xls_r_300m": "facebook/wav2vec2-xls-r-300m",
+    "wav2vec2_xls_r_1b": "facebook/wav2vec2-xls-r-1b",
+    "wav2vec2_xls_r_2b": "facebook/wav2vec2-xls-r-2b",
+    "wav2vec2_mms_300m": "facebook/mms-300m",
+    "wav2vec2_mms_1b": "facebook/mms-1b",
+}
+"""Where the published weights are, in transformers' format."""
