@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -144,16 +143,16 @@ def _from_transformers_folder(folder: Path, description: dict[str, Any], random_
     family = str(description["model_type"]).replace("-", "_")
     if family not in list_families():
         raise UnknownNameError("model type", family, list_families())
-    convert = family_module(family, "convert")
+    formats = family_module(family, "convert").FORMATS
     normalize = description.get("feat_extract_norm") == "layer"
     preprocessor = folder / "preprocessor_config.json"
     if preprocessor.is_file():
         normalize = bool(read_json(preprocessor).get("do_normalize", normalize))
-    config = convert.config_from_transformers(description, normalize=normalize)
+    config = formats.config_from_transformers(description, normalize=normalize)
     upstream = build_upstream(family, config, seed=random_weights or 0)
     if random_weights is None:
-        state = convert.from_transformers(read_weights(folder))
-        load_weights(upstream, state, origin=str(folder), optional=convert.OPTIONAL)
+        state = formats.from_transformers(read_weights(folder))
+        load_weights(upstream, state, origin=str(folder), optional=formats.optional)
         upstream.weights = str(folder)
     return upstream
 
@@ -162,27 +161,25 @@ def _from_file(path: Path, random_weights: int | None) -> Upstream:
     """A checkpoint of fairseq, or of S3PRL's converter."""
     origin = str(path)
     checkpoint = open_fairseq(read_pickled(path), origin=origin)
-    converters = {name: (family, module) for family, module in _converters() for name in module.FAIRSEQ_NAMES}
-    if checkpoint.architecture not in converters:
-        raise UnknownNameError(f"architecture in {path}:", checkpoint.architecture, converters)
-    family, convert = converters[checkpoint.architecture]
-    config = convert.config_from_fairseq(checkpoint, origin=origin)
+    known = {name: (family, formats) for family, formats in _formats() for name in formats.fairseq_names}
+    if checkpoint.architecture not in known:
+        raise UnknownNameError(f"architecture in {path}:", checkpoint.architecture, known)
+    family, formats = known[checkpoint.architecture]
+    config = formats.config_from_fairseq(checkpoint, origin=origin)
     upstream = build_upstream(family, config, seed=random_weights or 0)
     if random_weights is None:
-        load_weights(upstream, convert.from_fairseq(checkpoint.state), origin=origin, optional=convert.OPTIONAL)
+        load_weights(upstream, formats.from_fairseq(checkpoint.state), origin=origin, optional=formats.optional)
         upstream.weights = origin
     return upstream
 
 
-def _converters() -> Iterator[tuple[str, ModuleType]]:
-    """The families that fairseq has too, and what reads its checkpoints."""
+def _formats() -> Iterator[tuple[str, Any]]:
+    """The families whose checkpoints come in other toolkits' formats, and those formats."""
     for family in list_families():
         try:
-            module = family_module(family, "convert")
+            yield family, family_module(family, "convert").FORMATS
         except ModuleNotFoundError:
             continue
-        if hasattr(module, "FAIRSEQ_NAMES"):
-            yield family, module
 
 
 def export_upstream(
@@ -199,12 +196,12 @@ def export_upstream(
         save_upstream(upstream, folder)
         return upstream
     try:
-        convert = family_module(upstream.family, "convert")
+        formats = family_module(upstream.family, "convert").FORMATS
     except ModuleNotFoundError as error:
         raise SpeechsslError(
             f"'{name_or_folder}' can't be exported to transformers, which has no family '{upstream.family}'."
         ) from error
-    description = convert.config_to_transformers(upstream.config)
+    description = formats.config_to_transformers(upstream.config)
     preprocessor = {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "do_normalize": upstream.normalize,
@@ -213,6 +210,6 @@ def export_upstream(
         "return_attention_mask": upstream.config.conv_norm == "layer",
         "sampling_rate": upstream.sample_rate,
     }
-    save_folder(description, convert.to_transformers(upstream.state_dict()), folder)
+    save_folder(description, formats.to_transformers(upstream.state_dict()), folder)
     write_json(Path(folder) / "preprocessor_config.json", preprocessor)
     return upstream

@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from speechssl.contextual.config import ContextualConfig
+from speechssl.contextual.names import join_projections, rename_weight_norm
 from speechssl.errors import ConfigError
 from speechssl.fairseq_format import FairseqCheckpoint, parse_conv_layers
 
@@ -20,7 +20,6 @@ BLOCK = {
     "fc2": "fc2",
     "final_layer_norm": "ffn_norm",
 }
-WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
 
 def config_from_fairseq(checkpoint: FairseqCheckpoint, kind: type[C], *, origin: str) -> C:
@@ -67,17 +66,11 @@ def rename_weights(state: Mapping[str, Tensor], *, heads: tuple[str, ...]) -> di
         state: by fairseq's names; query, key and value projections become one.
         heads: beginnings of names that are no part of the upstream.
     """
-    renamed = {_our_name(k): v.float() for k, v in state.items() if not k.startswith(heads)}
-    for key in [k for k in renamed if ".attention.q_proj." in k]:
-        names = [key.replace("q_proj", part) for part in ("q_proj", "k_proj", "v_proj")]
-        if all(name in renamed for name in names):
-            renamed[key.replace("q_proj", "qkv")] = torch.cat([renamed.pop(name) for name in names])
-    return renamed
+    return join_projections({_our_name(k): v.float() for k, v in state.items() if not k.startswith(heads)})
 
 
 def _our_name(key: str) -> str:
-    for old, new in WEIGHT_NORM.items():
-        key = re.sub(rf"\.{old}$", f".{new}", key)
+    key = rename_weight_norm(key)
     # A layer is (convolution, dropout, norm, GELU), the norm in large models (transpose, norm, transpose).
     if match := re.fullmatch(r"feature_extractor\.conv_layers\.(\d+)\.(0|2|2\.1)\.(weight|bias)", key):
         index, place, rest = match.groups()

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from speechssl.contextual.config import ContextualConfig
+from speechssl.contextual.names import join_projections, rename_weight_norm
 from speechssl.errors import ConfigError
 
 C = TypeVar("C", bound=ContextualConfig)
@@ -28,8 +28,6 @@ REST = {
     "encoder.layer_norm": "encoder.norm",
     "encoder.pos_conv_embed.conv": "encoder.position.conv",
 }
-WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
-"""Names before and since torch 2.0; converting normalises to the latter."""
 NEEDED = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
@@ -130,12 +128,7 @@ def from_transformers(state: Mapping[str, Tensor], *, prefix: str, heads: tuple[
         heads: beginnings of names that are no part of the upstream.
     """
     plain = {key.removeprefix(prefix): value for key, value in state.items() if not key.startswith(heads)}
-    renamed = {_our_name(key): value for key, value in plain.items()}
-    for key in [k for k in renamed if ".attention.q_proj." in k]:
-        names = [key.replace("q_proj", part) for part in ("q_proj", "k_proj", "v_proj")]
-        if all(name in renamed for name in names):
-            renamed[key.replace("q_proj", "qkv")] = torch.cat([renamed.pop(name) for name in names])
-    return renamed
+    return join_projections({_our_name(key): value for key, value in plain.items()})
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -151,8 +144,7 @@ def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _our_name(key: str) -> str:
-    for old, new in WEIGHT_NORM.items():
-        key = re.sub(rf"\.{old}$", f".{new}", key)
+    key = rename_weight_norm(key)
     if match := re.fullmatch(r"feature_extractor\.conv_layers\.(\d+)\.(conv|layer_norm)\.(\w+)", key):
         index, part, rest = match.groups()
         return f"frontend.{'convs' if part == 'conv' else 'norms'}.{index}.{rest}"

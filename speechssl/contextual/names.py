@@ -1,0 +1,25 @@
+"""What converting from any format has in common: weight norm's two names, and projections that are one here."""
+
+import re
+
+import torch
+from torch import Tensor
+
+WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+"""Names before and since torch 2.0; converting normalises to the latter."""
+
+
+def rename_weight_norm(key: str) -> str:
+    """Gives a weight of before torch 2.0 its name since then."""
+    for old, new in WEIGHT_NORM.items():
+        key = re.sub(rf"\.{old}$", f".{new}", key)
+    return key
+
+
+def join_projections(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Joins '...attention.q_proj', 'k_proj' and 'v_proj' to '...attention.qkv', where all three are there; in place."""
+    for key in [k for k in weights if ".attention.q_proj." in k]:
+        names = [key.replace("q_proj", part) for part in ("q_proj", "k_proj", "v_proj")]
+        if all(name in weights for name in names):
+            weights[key.replace("q_proj", "qkv")] = torch.cat([weights.pop(name) for name in names])
+    return weights
