@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from speechssl.checkpoint import save_upstream
-from speechssl.loading import export_upstream, load_upstream
+from speechssl.export import export_upstream
+from speechssl.loading import load_upstream
 
 RATE = 16_000
 CLOCKS = [time.perf_counter]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from speechssl.config import to_dict
 from speechssl.errors import SpeechsslError, suggest
 from speechssl.files import replacing
+from speechssl.pickled import read_pickled
 from speechssl.upstream import Upstream
 
 FORMAT = 1
@@ -107,6 +108,18 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         first = str(error).splitlines()[0]
         raise SpeechsslError(f"{path} is not a plain file of weights ({first}): download it again.") from error
     return dict(state)
+
+
+def read_file(path: Path) -> Any:
+    """Reads a checkpoint that is one file: safetensors, or whatever torch pickled, read without running it.
+
+    Raises:
+        SpeechsslError: it is neither, or damaged, or holds more than weights and settings.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError):
+        return read_pickled(path)
 
 
 def load_weights(

@@ -17,6 +17,9 @@ from speechssl.errors import SpeechsslError
 PREFIXES = ("w2v_encoder.w2v_model.", "w2v_model.", "encoder.w2v_model.")
 """Of the upstream inside a model that was fine-tuned."""
 
+MOST_NAMES = 5
+"""Of a checkpoint's content that an error lists."""
+
 
 @dataclass(frozen=True)
 class FairseqCheckpoint:
@@ -33,6 +36,11 @@ class FairseqCheckpoint:
     def architecture(self) -> str:
         """The pre-trained model's name in fairseq, such as 'hubert' or 'wav2vec2'."""
         return str(self.model.get("_name") or self.model.get("arch") or "")
+
+
+def is_fairseq(content: Any) -> bool:
+    """Whether the content of a checkpoint looks like fairseq's, S3PRL's or Microsoft's: settings beside weights."""
+    return isinstance(content, Mapping) and ("model" in content or "model_weight" in content)
 
 
 def open_fairseq(content: Any, *, origin: str) -> FairseqCheckpoint:
@@ -74,6 +82,16 @@ def _sections(content: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], 
 
 def _mapping(content: Any) -> dict[str, Any]:
     return dict(content) if isinstance(content, Mapping) else {}
+
+
+def describe(content: Any, *, origin: str) -> str:
+    """What a checkpoint of no known family holds, as the end of an error's sentence."""
+    if is_fairseq(content):
+        return f"its architecture is '{open_fairseq(content, origin=origin).architecture}'."
+    if not isinstance(content, Mapping):
+        return "it holds no mapping."
+    names = [str(name) for name in content][:MOST_NAMES]
+    return f"it holds {', '.join(names)}{', ...' if len(content) > MOST_NAMES else ''}."
 
 
 def parse_conv_layers(text: str, *, origin: str) -> list[tuple[int, int, int]]:

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -12,17 +13,15 @@ from speechssl.checkpoint import (
     CONFIG_FILE,
     FORMAT,
     load_weights,
+    read_file,
     read_json,
     read_weights,
-    save_folder,
-    save_upstream,
-    write_json,
 )
 from speechssl.config import from_dict
 from speechssl.errors import SpeechsslError, UnknownNameError
-from speechssl.fairseq_format import open_fairseq
-from speechssl.pickled import read_pickled
-from speechssl.registry import family_module, find_preset, list_families
+from speechssl.fairseq_format import describe
+from speechssl.formats import ForeignModel, Formats, TransformersFolder
+from speechssl.registry import family_module, find_preset, list_families, list_upstreams
 from speechssl.upstream import Upstream
 
 logger = logging.getLogger(__name__)
@@ -55,6 +54,8 @@ def load_upstream(
         upstream = _from_folder(folder, random_weights)
     elif name and folder.is_file():
         upstream = _from_file(folder, random_weights)
+    elif ":" in name:
+        upstream = _from_adapter(name, random_weights)
     elif "/" in name:
         upstream = _from_repository(name, random_weights)
     else:
@@ -93,6 +94,15 @@ def _from_preset(name: str, random_weights: int | None) -> Upstream:
     upstream = build_upstream(family, config, seed=random_weights or 0)
     if random_weights is None and upstream.weights != "none":
         logger.warning("'%s' has no published weights: it starts with random ones (seed 0); pre-train it first.", name)
+    return upstream
+
+
+def _from_adapter(name: str, random_weights: int | None) -> Upstream:
+    """'transformers:REPO_OR_DIR' and the like: a family that wraps whatever another toolkit loads."""
+    family, _, reference = name.partition(":")
+    if family not in list_families() or not reference:
+        raise UnknownNameError("upstream", name, list_upstreams())
+    upstream: Upstream = family_module(family, "model").wrap(reference, random_weights=random_weights)
     return upstream
 
 
@@ -140,76 +150,47 @@ def _from_our_folder(folder: Path, description: dict[str, Any], random_weights: 
 
 
 def _from_transformers_folder(folder: Path, description: dict[str, Any], random_weights: int | None) -> Upstream:
-    family = str(description["model_type"]).replace("-", "_")
-    if family not in list_families():
-        raise UnknownNameError("model type", family, list_families())
-    formats = family_module(family, "convert").FORMATS
-    normalize = description.get("feat_extract_norm") == "layer"
+    known = {kind: (family, formats) for family, formats in _formats() for kind in formats.model_types}
+    kind = str(description["model_type"])
+    if kind not in known:
+        raise UnknownNameError("model type", kind, known)
+    family, formats = known[kind]
     preprocessor = folder / "preprocessor_config.json"
-    if preprocessor.is_file():
-        normalize = bool(read_json(preprocessor).get("do_normalize", normalize))
-    config = formats.config_from_transformers(description, normalize=normalize)
-    upstream = build_upstream(family, config, seed=random_weights or 0)
+    content = TransformersFolder(
+        description, {}, read_json(preprocessor) if preprocessor.is_file() else {}, origin=str(folder)
+    )
+    made = formats.read_transformers(content)  # before the weights, which may be large, and of no use
     if random_weights is None:
-        state = formats.from_transformers(read_weights(folder))
-        load_weights(upstream, state, origin=str(folder), optional=formats.optional)
-        upstream.weights = str(folder)
-    return upstream
+        made = formats.read_transformers(replace(content, state=read_weights(folder)))
+    return _from_foreign(family, made, random_weights, origin=str(folder))
 
 
 def _from_file(path: Path, random_weights: int | None) -> Upstream:
-    """A checkpoint of fairseq, or of S3PRL's converter."""
+    """A checkpoint of another toolkit: whichever family finds its own in it."""
     origin = str(path)
-    checkpoint = open_fairseq(read_pickled(path), origin=origin)
-    known = {name: (family, formats) for family, formats in _formats() for name in formats.fairseq_names}
-    if checkpoint.architecture not in known:
-        raise UnknownNameError(f"architecture in {path}:", checkpoint.architecture, known)
-    family, formats = known[checkpoint.architecture]
-    config = formats.config_from_fairseq(checkpoint, origin=origin)
-    upstream = build_upstream(family, config, seed=random_weights or 0)
+    content = read_file(path)
+    for family, formats in _formats():
+        made = formats.read_file(content, origin=origin)
+        if made is not None:
+            return _from_foreign(family, made, random_weights, origin=origin)
+    raise SpeechsslError(f"{origin} is no checkpoint of a known family: {describe(content, origin=origin)}")
+
+
+def _from_foreign(family: str, made: ForeignModel, random_weights: int | None, *, origin: str) -> Upstream:
+    upstream = build_upstream(family, made.config, seed=random_weights or 0)
     if random_weights is None:
-        load_weights(upstream, formats.from_fairseq(checkpoint.state), origin=origin, optional=formats.optional)
+        load_weights(upstream, made.state, origin=origin, optional=made.optional)
         upstream.weights = origin
     return upstream
 
 
-def _formats() -> Iterator[tuple[str, Any]]:
+def _formats() -> Iterator[tuple[str, Formats]]:
     """The families whose checkpoints come in other toolkits' formats, and those formats."""
     for family in list_families():
         try:
             yield family, family_module(family, "convert").FORMATS
-        except ModuleNotFoundError:
-            continue
-
-
-def export_upstream(
-    name_or_folder: str | Path, folder: str | Path, *, to: Literal["speechssl", "transformers"]
-) -> Upstream:
-    """Writes an upstream as a folder of our own or of transformers' format, and returns it.
-
-    Raises:
-        ConfigError: transformers has no such model.
-        SpeechsslError: the family has no counterpart there.
-    """
-    upstream = load_upstream(name_or_folder)
-    if to == "speechssl":
-        save_upstream(upstream, folder)
-        return upstream
-    try:
-        formats = family_module(upstream.family, "convert").FORMATS
-    except ModuleNotFoundError as error:
-        raise SpeechsslError(
-            f"'{name_or_folder}' can't be exported to transformers, which has no family '{upstream.family}'."
-        ) from error
-    description = formats.config_to_transformers(upstream.config)
-    preprocessor = {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "do_normalize": upstream.normalize,
-        "feature_size": 1,
-        "padding_value": 0.0,
-        "return_attention_mask": upstream.config.conv_norm == "layer",
-        "sampling_rate": upstream.sample_rate,
-    }
-    save_folder(description, formats.to_transformers(upstream.state_dict()), folder)
-    write_json(Path(folder) / "preprocessor_config.json", preprocessor)
-    return upstream
+        except ModuleNotFoundError as error:
+            if not str(error.name).endswith(f"{family}.convert"):
+                logger.warning("Upstream family '%s' can't be imported and is left out: %s", family, error)
+        except Exception as error:
+            logger.warning("Upstream family '%s' can't be imported and is left out: %s", family, error)

@@ -18,7 +18,7 @@ def command(
     from rich.console import Console
     from rich.table import Table
 
-    from speechssl.loading import export_upstream
+    from speechssl.export import export_upstream
 
     upstream = export_upstream(checkpoint, out, to=to)
     table = Table("upstream", "format", "parameters", "folder")

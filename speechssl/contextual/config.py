@@ -8,6 +8,8 @@ from typing import Literal
 class ContextualConfig:
     """A frontend and a transformer; the defaults are the shape of wav2vec 2.0 and HuBERT base."""
 
+    sample_rate: int = 16_000
+    """Hz."""
     frontend: Literal["conv_waveform", "log_mel"] = "conv_waveform"
     """What the encoder hears: learned convolutions on the waveform, or stacked log-mel frames (made for a CPU)."""
     conv_channels: int = 512

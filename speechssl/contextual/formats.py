@@ -8,16 +8,21 @@ from torch import Tensor
 
 from speechssl.contextual import fairseq_names, transformers_format
 from speechssl.contextual.config import ContextualConfig
-from speechssl.fairseq_format import FairseqCheckpoint
+from speechssl.fairseq_format import FairseqCheckpoint, is_fairseq, open_fairseq
+from speechssl.formats import ForeignModel, Formats, TransformersFolder
+
+OPTIONAL = frozenset({"mask_embedding"})
+"""Weights absent from models that were trained without masking, and of no use outside of training."""
 
 
-@dataclass(frozen=True)
-class ContextualFormats:
+@dataclass(frozen=True, kw_only=True)
+class ContextualFormats(Formats):
     """Settings and weights of one family in the formats of transformers and fairseq."""
 
     config: type[ContextualConfig]
-    model_type: str
-    """In transformers' config.json; also the beginning of weights' names in models with a head."""
+    model_types: tuple[str, ...]
+    """In transformers' config.json, the one that is written first; also how weights' names begin in models with a
+    head."""
     architecture: str
     """The class in transformers."""
     heads: tuple[str, ...]
@@ -26,31 +31,41 @@ class ContextualFormats:
     """The model's names in fairseq."""
     fairseq_heads: tuple[str, ...]
     """As `heads`, in fairseq."""
-    optional: frozenset[str] = frozenset({"mask_embedding"})
-    """Weights absent from models that were trained without masking, and of no use outside of training."""
+    optional: frozenset[str] = OPTIONAL
 
-    def config_from_transformers(self, config: Mapping[str, Any], *, normalize: bool) -> ContextualConfig:
-        """See `speechssl.contextual.transformers_format`."""
-        return transformers_format.config_from_transformers(config, self.config, normalize=normalize)
+    def read_file(self, content: Any, *, origin: str) -> ForeignModel | None:
+        """Reads a checkpoint of fairseq, or of S3PRL's converter."""
+        if not is_fairseq(content):
+            return None
+        checkpoint = open_fairseq(content, origin=origin)
+        if not self.is_own(checkpoint):
+            return None
+        config = fairseq_names.config_from_fairseq(checkpoint, self.config, origin=origin)
+        state = fairseq_names.rename_weights(checkpoint.state, heads=self.fairseq_heads)
+        return ForeignModel(config, state, self.optional)
 
-    def config_to_transformers(self, config: ContextualConfig) -> dict[str, Any]:
+    def is_own(self, checkpoint: FairseqCheckpoint) -> bool:
+        """Whether a checkpoint is this family's."""
+        return checkpoint.architecture in self.fairseq_names
+
+    def read_transformers(self, folder: TransformersFolder) -> ForeignModel:
         """See `speechssl.contextual.transformers_format`."""
-        return transformers_format.config_to_transformers(
-            config, model_type=self.model_type, architecture=self.architecture
+        config = transformers_format.config_from_transformers(folder, self.config)
+        prefix = f"{folder.model_type.replace('-', '_')}."
+        state = transformers_format.from_transformers(folder.state, prefix=prefix, heads=self.heads)
+        return ForeignModel(config, state, self.optional)
+
+    def write_transformers(self, config: ContextualConfig, state: Mapping[str, Tensor]) -> TransformersFolder:
+        """See `speechssl.contextual.transformers_format`."""
+        description = transformers_format.config_to_transformers(
+            config, model_type=self.model_types[0], architecture=self.architecture
         )
-
-    def from_transformers(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `speechssl.contextual.transformers_format`."""
-        return transformers_format.from_transformers(state, prefix=f"{self.model_type}.", heads=self.heads)
-
-    def to_transformers(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `speechssl.contextual.transformers_format`."""
-        return transformers_format.to_transformers(state)
-
-    def config_from_fairseq(self, checkpoint: FairseqCheckpoint, *, origin: str) -> ContextualConfig:
-        """See `speechssl.contextual.fairseq_names`."""
-        return fairseq_names.config_from_fairseq(checkpoint, self.config, origin=origin)
-
-    def from_fairseq(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `speechssl.contextual.fairseq_names`."""
-        return fairseq_names.rename_weights(state, heads=self.fairseq_heads)
+        preprocessor = {
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "do_normalize": config.normalize,
+            "feature_size": 1,
+            "padding_value": 0.0,
+            "return_attention_mask": config.conv_norm == "layer",
+            "sampling_rate": config.sample_rate,
+        }
+        return TransformersFolder(description, transformers_format.to_transformers(state), preprocessor)

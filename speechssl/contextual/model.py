@@ -15,9 +15,6 @@ from speechssl.frontend.stacked_log_mel import StackedLogMel
 from speechssl.lengths import lengths_to_padding_mask
 from speechssl.upstream import Upstream
 
-SAMPLE_RATE = 16_000
-"""Hz."""
-
 
 class ContextualUpstream(Upstream):
     """Frontend, layer norm, projection, mask embedding and transformer encoder; families name it.
@@ -28,8 +25,8 @@ class ContextualUpstream(Upstream):
     def __init__(self, config: ContextualConfig) -> None:
         frontend, hop = _frontend(config)
         super().__init__(
-            sample_rate=SAMPLE_RATE,
-            frame_rate=SAMPLE_RATE / hop,
+            sample_rate=config.sample_rate,
+            frame_rate=config.sample_rate / hop,
             hidden_sizes=(config.width,) * (config.depth + 1),
             normalize=config.normalize,
         )

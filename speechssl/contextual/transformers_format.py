@@ -12,6 +12,7 @@ from torch import Tensor
 from speechssl.contextual.config import ContextualConfig
 from speechssl.contextual.names import join_projections, rename_weight_norm
 from speechssl.errors import ConfigError
+from speechssl.formats import TransformersFolder
 
 C = TypeVar("C", bound=ContextualConfig)
 BLOCK = {
@@ -39,18 +40,17 @@ NEEDED = {
 """Settings that the published models have; others would need parts that are not built."""
 
 
-def config_from_transformers(config: Mapping[str, Any], kind: type[C], *, normalize: bool) -> C:
-    """Reads transformers' config.json.
+def config_from_transformers(folder: TransformersFolder, kind: type[C]) -> C:
+    """Reads transformers' config.json and preprocessor_config.json.
 
     Args:
-        config: its content.
+        folder: with both; without the latter, waveforms are normalised where the convolutions have layer norms.
         kind: the family's config.
-        normalize: `do_normalize` of preprocessor_config.json.
 
     Raises:
         ConfigError: the model has a part that the published ones have not.
     """
-    name = str(config.get("model_type"))
+    config, name = folder.description, folder.model_type
     for key, needed in NEEDED.items():
         if config.get(key, needed) != needed:
             raise ConfigError(f"`{key}` of a {name} model must be {needed!r}, but is {config[key]!r}: not supported.")
@@ -63,7 +63,8 @@ def config_from_transformers(config: Mapping[str, Any], kind: type[C], *, normal
         conv_strides=tuple(config["conv_stride"]),
         conv_norm=config["feat_extract_norm"],
         conv_bias=config["conv_bias"],
-        normalize=normalize,
+        normalize=bool(folder.preprocessor.get("do_normalize", config["feat_extract_norm"] == "layer")),
+        sample_rate=int(folder.preprocessor.get("sampling_rate", kind.sample_rate)),
         feature_grad_mult=0.1 if config["feat_extract_norm"] == "group" else 1.0,
         width=config["hidden_size"],
         depth=config["num_hidden_layers"],

@@ -5,7 +5,7 @@ from upstreams.hubert.config import HubertConfig
 
 FORMATS = ContextualFormats(
     config=HubertConfig,
-    model_type="hubert",
+    model_types=("hubert",),
     architecture="HubertModel",
     heads=("lm_head.", "projector.", "classifier.", "layer_weights"),
     fairseq_names=("hubert",),

@@ -5,7 +5,7 @@ from upstreams.wav2vec2.config import Wav2Vec2Config
 
 FORMATS = ContextualFormats(
     config=Wav2Vec2Config,
-    model_type="wav2vec2",
+    model_types=("wav2vec2",),
     architecture="Wav2Vec2Model",
     heads=("quantizer.", "project_hid.", "project_q.", "lm_head.", "projector.", "classifier.", "layer_weights"),
     fairseq_names=("wav2vec2",),

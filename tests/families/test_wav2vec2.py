@@ -9,7 +9,8 @@ from transformers import Wav2Vec2Config as TheirConfig
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining, Wav2Vec2Model
 
 from speechssl.errors import ConfigError
-from speechssl.loading import export_upstream, load_upstream
+from speechssl.export import export_upstream
+from speechssl.loading import load_upstream
 from upstreams.wav2vec2.config import PRESETS
 from upstreams.wav2vec2.model import build
 

@@ -13,7 +13,8 @@ from transformers import HubertForCTC, HubertModel, Wav2Vec2FeatureExtractor
 from speechssl.checkpoint import load_weights, read_weights, save_upstream
 from speechssl.cli import main
 from speechssl.errors import ConfigError, SpeechsslError, UnknownNameError
-from speechssl.loading import build_upstream, export_upstream, load_upstream
+from speechssl.export import export_upstream
+from speechssl.loading import build_upstream, load_upstream
 from upstreams.hubert.config import PRESETS, HubertConfig
 from upstreams.hubert.model import build
 
