@@ -1,11 +1,11 @@
-"""Relative positions by a grouped convolution.
+"""Relative positions by grouped convolutions.
 
 B batch, T frames, D width.
 """
 
 import math
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -20,8 +20,7 @@ class ConvPositionalEmbedding(nn.Module):
 
     def __init__(self, width: int, *, kernel: int, groups: int) -> None:
         super().__init__()
-        if width % groups:
-            raise ConfigError(f"`width` must be a multiple of `pos_groups`, but is {width} with {groups} groups.")
+        _check_groups(width, groups)
         self.kernel = kernel
         conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
         nn.init.normal_(conv.weight, mean=0.0, std=math.sqrt(4.0 / (kernel * width)))
@@ -29,8 +28,53 @@ class ConvPositionalEmbedding(nn.Module):
             nn.init.zeros_(conv.bias)
         self.conv = weight_norm(conv, name="weight", dim=2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:  # noqa: ARG002  # as that of the stack
         """Returns the embedding to be added to `x`; both (B, T, D). Padded frames of `x` must be 0."""
         y = self.conv(x.transpose(1, 2))  # (B, D, T + 1 - kernel % 2)
         y = y[:, :, : x.size(1)]  # an even kernel gives one frame too many, at the end
-        return torch.nn.functional.gelu(y).transpose(1, 2)  # (B, T, D)
+        return F.gelu(y).transpose(1, 2)  # (B, T, D)
+
+
+class StackedConvPositionalEmbedding(nn.Module):
+    """Adds positions as several narrower convolutions, each with a layer norm without weights and a GELU.
+
+    Padded frames are zeroed before each convolution, so that what one of them makes of the padding reaches no valid
+    frame through the next; fairseq and transformers let it.
+
+    Paper: Baevski et al. 2022 (data2vec), sec. 4.2, arXiv:2202.03555.
+    """
+
+    def __init__(self, width: int, *, kernel: int, groups: int, depth: int) -> None:
+        """
+        Args:
+            kernel: frames that each convolution sees.
+            depth: convolutions.
+        """
+        super().__init__()
+        _check_groups(width, groups)
+        self.convs = nn.ModuleList(
+            nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)
+        )
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Returns the embedding to be added to `x`.
+
+        Args:
+            x: (B, T, D), 0 at padded frames.
+            padding_mask: (B, T) bool; None = no frame is padding.
+
+        Returns:
+            (B, T, D), 0 at padded frames.
+        """
+        y = x
+        for conv in self.convs:
+            y = conv(y.transpose(1, 2))[:, :, : x.size(1)].transpose(1, 2)  # (B, T, D)
+            y = F.gelu(F.layer_norm(y, y.shape[-1:]))
+            if padding_mask is not None:
+                y = y.masked_fill(padding_mask[:, :, None], 0.0)
+        return y
+
+
+def _check_groups(width: int, groups: int) -> None:
+    if width % groups:
+        raise ConfigError(f"`width` must be a multiple of `pos_groups`, but is {width} with {groups} groups.")
