@@ -3,10 +3,13 @@
 B batch, T frames, D width, H heads.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechssl.encoder.relative_bias import PositionGate
 from speechssl.errors import ConfigError
 
 CHUNK = 1 << 19
@@ -19,7 +22,11 @@ class SelfAttention(nn.Module):
     Paper: Vaswani et al. 2017, sec. 3.2, arXiv:1706.03762.
     """
 
-    def __init__(self, width: int, *, heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, *, heads: int, dropout: float = 0.0, gated: bool = False) -> None:
+        """
+        Args:
+            gated: whether a `PositionGate` scales the relative position bias.
+        """
         super().__init__()
         if width % heads:
             raise ConfigError(f"`width` must be a multiple of `heads`, but width is {width} and heads is {heads}.")
@@ -27,13 +34,15 @@ class SelfAttention(nn.Module):
         self.dropout = dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
+        self.gate = PositionGate(width, heads=heads) if gated else None
 
-    def forward(self, x: Tensor, attended: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, attended: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """Attends.
 
         Args:
             x: (B, T, D).
             attended: (B, 1, 1, T) bool, True = a frame that may be attended to; None = all, which is the fast path.
+            positions: relative position bias, (H, T, T or more), see `RelativePositionBias`; None = there is none.
 
         Returns:
             (B, T, D).
@@ -42,19 +51,16 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(x).view(B, T, 3, self.heads, D // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D/H)
         dropout = self.dropout if self.training else 0.0
-        if x.device.type == "cpu" and query.dtype == torch.bfloat16:
-            y = attend_in_chunks(query, key, value, attended, dropout=dropout)
+        if positions is None:
+            y = attend(query, key, value, attended, dropout=dropout)
         else:
-            y = F.scaled_dot_product_attention(query, key, value, attn_mask=attended, dropout_p=dropout)
+            gate = x.new_ones(()).expand(B, self.heads, T, 1) if self.gate is None else self.gate(x)
+            y = attend_gated(query, key, value, attended, gate, positions, dropout=dropout)
         return self.output(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]  # nn.Module returns Any
 
 
-def attend_in_chunks(
-    query: Tensor, key: Tensor, value: Tensor, attended: Tensor | None, *, dropout: float = 0.0
-) -> Tensor:
-    """Scaled dot-product attention as plain products, a few heads at a time.
-
-    For bfloat16 on a CPU, where torch's fused kernel is slower than plain products.
+def attend(query: Tensor, key: Tensor, value: Tensor, attended: Tensor | None, *, dropout: float = 0.0) -> Tensor:
+    """Scaled dot-product attention, the fastest way there is on a device.
 
     Args:
         query: (B, H, T, D/H).
@@ -66,17 +72,98 @@ def attend_in_chunks(
     Returns:
         (B, H, T, D/H).
     """
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        return attend_in_chunks(query, key, value, attended, dropout=dropout)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=attended, dropout_p=dropout)
+
+
+def attend_gated(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attended: Tensor | None,
+    *,
+    gate: Tensor,
+    positions: Tensor,
+    dropout: float = 0.0,
+) -> Tensor:
+    """`attend` with a relative position bias: gate times bias is added to the scaled products.
+
+    On a CPU the (B, H, T, T) of it never exist at once; on a GPU they do, in the type of the queries.
+
+    Args:
+        gate: (B, H, T, 1), one factor per query.
+        positions: (H, T, T or more), for keys that run backwards: see `RelativePositionBias`.
+    """
+    T = query.size(2)
+    key, value = key.flip(2), value.flip(2)
+    attended = None if attended is None else attended.flip(3)
+    gate, positions = gate.to(query.dtype), positions.to(query.dtype)
+    if query.device.type == "cpu":
+        return attend_in_chunks(query, key, value, attended, dropout=dropout, gate=gate, positions=positions[:, :, :T])
+    if attended is None:
+        bias = gate * positions  # (B, H, T, T or more)
+    else:
+        hidden = F.pad(_additive(attended, query), (0, positions.size(2) - T))
+        bias = torch.addcmul(hidden, gate, positions)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[..., :T], dropout_p=dropout)
+
+
+def attend_in_chunks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attended: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    gate: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """Scaled dot-product attention as plain products, a few heads, or rows of one, at a time.
+
+    For a CPU: in bfloat16 torch's fused kernel is slower than plain products, and a bias as large as all attention
+    weights would cost more than the products.
+
+    Args:
+        query: (B, H, T, D/H).
+        key: (B, H, T, D/H).
+        value: (B, H, T, D/H).
+        attended: (B, 1, 1, T) bool, True = may be attended to; None = all.
+        dropout: probability of dropping a weight.
+        gate: (B, H, T, 1); None = no bias.
+        positions: (H, T, T), the bias that `gate` scales, in the order of `key`.
+
+    Returns:
+        (B, H, T, D/H).
+    """
     B, H, T, width = query.shape
-    bias = query.new_zeros(B, 1, 1, T)
-    if attended is not None:
-        bias = bias.masked_fill(~attended, -torch.inf)
-    bias = bias.expand(B, H, 1, T)
-    count = max(1, CHUNK // (T * T))
-    chunks = zip(*(torch.split(x.flatten(0, 1), count) for x in (query, key, value, bias)), strict=True)
+    hidden = query.new_zeros(B, 1, 1, T) if attended is None else _additive(attended, query)
     outputs = []
-    for q, k, v, b in chunks:
-        weights = torch.baddbmm(b, q, k.transpose(1, 2), alpha=width**-0.5).softmax(dim=2)  # (count, T, T)
+    for batch, heads, rows in _pieces(B, H, T):
+        q = query[batch, heads, rows].flatten(0, 1)  # (N, rows, D/H)
+        k, v = key[batch, heads].flatten(0, 1), value[batch, heads].flatten(0, 1)  # (N, T, D/H)
+        if gate is None or positions is None:
+            bias = hidden[batch].expand(-1, heads.stop - heads.start, -1, -1)
+        else:
+            bias = torch.addcmul(hidden[batch], gate[batch, heads, rows], positions[heads, rows])
+        weights = torch.baddbmm(bias.flatten(0, 1), q, k.transpose(1, 2), alpha=width**-0.5).softmax(dim=2)
         if dropout > 0.0:
             weights = F.dropout(weights, dropout)
-        outputs.append(torch.bmm(weights.to(v.dtype), v))
+        outputs.append(torch.bmm(weights.to(v.dtype), v).view(-1, width))
     return torch.cat(outputs).view(B, H, T, width)
+
+
+def _pieces(B: int, H: int, T: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Cuts (B, H, T) into runs of at most CHUNK weights where that is possible: utterances, else heads, else rows."""
+    heads = max(1, CHUNK // (T * T))
+    batch, heads = max(1, heads // H), min(heads, H)
+    rows = -(-T // -(-T * T // CHUNK))  # as even as they can be
+    for b in range(0, B, batch):
+        for h in range(0, H, heads):
+            for t in range(0, T, rows):
+                yield slice(b, min(b + batch, B)), slice(h, min(h + heads, H)), slice(t, t + rows)
+
+
+def _additive(attended: Tensor, like: Tensor) -> Tensor:
+    """0 where frames may be attended to, else -inf; (B, 1, 1, T) bool -> the same in the type of `like`."""
+    return like.new_zeros(attended.shape).masked_fill(~attended, -torch.inf)

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from speechssl.encoder.alibi import LinearBias
 from speechssl.encoder.attention import SelfAttention
-from speechssl.encoder.positional import ConvPositionalEmbedding
+from speechssl.encoder.positional import ConvPositionalEmbedding, StackedConvPositionalEmbedding
+from speechssl.encoder.relative_bias import RelativePositionBias
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,16 @@ class EncoderConfig:
     pos_kernel: int = 128
     """Frames that the positional convolution sees."""
     pos_groups: int = 16
+    pos_depth: int = 1
+    """Positional convolutions; more than one have layer norms instead of weight norm."""
+    alibi: bool = False
+    """Whether attention fades with the distance, see `LinearBias`."""
+    adapter_width: int | None = None
+    """Of the adapter after each block; None = no adapters."""
+    relative_buckets: int = 0
+    """Of distances, for a gated relative position bias on attention; 0 = none."""
+    relative_distance: int = 800
+    """Frames from which on all distances share a bucket."""
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation_dropout: float = 0.0
@@ -44,11 +56,17 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
-        self.attention = SelfAttention(config.width, heads=config.heads, dropout=config.attention_dropout)
+        self.attention = SelfAttention(
+            config.width,
+            heads=config.heads,
+            dropout=config.attention_dropout,
+            gated=config.relative_buckets > 0,
+        )
         self.attention_norm = nn.LayerNorm(config.width)
         self.fc1 = nn.Linear(config.width, config.ffn_width)
         self.fc2 = nn.Linear(config.ffn_width, config.width)
         self.ffn_norm = nn.LayerNorm(config.width)
+        self.adapter = None if config.adapter_width is None else Adapter(config.width, inner=config.adapter_width)
         self.dropout = nn.Dropout(config.dropout)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
@@ -57,13 +75,33 @@ class TransformerBlock(nn.Module):
         hidden = self.activation_dropout(F.gelu(self.fc1(x)))  # (B, T, ffn_width)
         return self.dropout(self.fc2(hidden))  # type: ignore[no-any-return]  # nn.Module returns Any
 
-    def forward(self, x: Tensor, attended: Tensor | None) -> Tensor:
-        """(B, T, D) -> (B, T, D); `attended` is (B, 1, 1, T) bool or None, see `SelfAttention`."""
+    def forward(self, x: Tensor, attended: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D); `attended` and `positions` are those of `SelfAttention`."""
         if self.pre_norm:
-            x = x + self.dropout(self.attention(self.attention_norm(x), attended))
-            return x + self.feed_forward(self.ffn_norm(x))
-        x = self.attention_norm(x + self.dropout(self.attention(x, attended)))
-        return self.ffn_norm(x + self.feed_forward(x))  # type: ignore[no-any-return]  # nn.Module returns Any
+            x = x + self.dropout(self.attention(self.attention_norm(x), attended, positions))
+            x = x + self.feed_forward(self.ffn_norm(x))
+        else:
+            x = self.attention_norm(x + self.dropout(self.attention(x, attended, positions)))
+            x = self.ffn_norm(x + self.feed_forward(x))
+        return x if self.adapter is None else self.adapter(x)
+
+
+class Adapter(nn.Module):
+    """A bottleneck with a residual, of which each task or language has its own.
+
+    Paper: Houlsby et al. 2019, sec. 2.1, arXiv:1902.00751, with a layer norm before, as Pratap et al. 2023 (MMS),
+    sec. 5.1.1, arXiv:2305.13516.
+    """
+
+    def __init__(self, width: int, *, inner: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.down = nn.Linear(width, inner)
+        self.up = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return x + self.up(F.relu(self.down(self.norm(x))))  # type: ignore[no-any-return]  # nn.Module returns Any
 
 
 class TransformerEncoder(nn.Module):
@@ -76,10 +114,11 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.pre_norm = config.pre_norm
         self.checkpoint_activations = False
-        self.position = ConvPositionalEmbedding(config.width, kernel=config.pos_kernel, groups=config.pos_groups)
+        self.position = _position(config)
         self.norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
+        self.relative_bias = _relative_bias(config)
         self.apply(_init_bert)
 
     def forward(
@@ -106,23 +145,39 @@ class TransformerEncoder(nn.Module):
         if padding_mask is not None:
             x = x.masked_fill(padding_mask[:, :, None], 0.0)
             attended = ~padding_mask[:, None, None, :]  # (B, 1, 1, T)
-        x = x + self.position(x)
+        x = x + self.position(x, padding_mask)
         x = self.dropout(x if self.pre_norm else self.norm(x))
+        positions = None if self.relative_bias is None else self.relative_bias(x.size(1))  # for all blocks alike
         states = {0: x} if 0 in wanted else {}
         for index, block in enumerate(self.blocks):
             if index >= max(wanted, default=0):
                 break
             if index not in skipped_blocks:
-                x = self._run(block, x, attended)
+                x = self._run(block, x, attended, positions)
             if index + 1 in wanted:
                 last = index + 1 == len(self.blocks)
                 states[index + 1] = self.norm(x) if last and self.pre_norm else x
         return states
 
-    def _run(self, block: nn.Module, x: Tensor, attended: Tensor | None) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, attended: Tensor | None, positions: Tensor | None) -> Tensor:
         if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(block, x, attended, use_reentrant=False)  # type: ignore[no-any-return]  # untyped in torch
-        return block(x, attended)  # type: ignore[no-any-return]  # nn.Module returns Any
+            return checkpoint(block, x, attended, positions, use_reentrant=False)  # type: ignore[no-any-return]  # untyped
+        return block(x, attended, positions)  # type: ignore[no-any-return]  # nn.Module returns Any
+
+
+def _position(config: EncoderConfig) -> ConvPositionalEmbedding | StackedConvPositionalEmbedding:
+    kernel, groups = config.pos_kernel, config.pos_groups
+    if config.pos_depth == 1:
+        return ConvPositionalEmbedding(config.width, kernel=kernel, groups=groups)
+    return StackedConvPositionalEmbedding(config.width, kernel=kernel, groups=groups, depth=config.pos_depth)
+
+
+def _relative_bias(config: EncoderConfig) -> RelativePositionBias | LinearBias | None:
+    if config.relative_buckets > 0:
+        return RelativePositionBias(
+            config.heads, num_buckets=config.relative_buckets, max_distance=config.relative_distance
+        )
+    return LinearBias(config.heads) if config.alibi else None
 
 
 def sample_skipped_blocks(depth: int, prob: float, *, generator: torch.Generator) -> frozenset[int]:
@@ -137,7 +192,8 @@ def sample_skipped_blocks(depth: int, prob: float, *, generator: torch.Generator
 
 
 def _init_bert(module: nn.Module) -> None:
-    """Linear weights N(0, 0.02), biases 0, as fairseq's `init_bert_params`."""
-    if isinstance(module, nn.Linear):
+    """Linear and embedded weights N(0, 0.02), biases 0, as fairseq's `init_bert_params`."""
+    if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, mean=0.0, std=0.02)
+    if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
