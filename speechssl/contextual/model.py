@@ -33,11 +33,15 @@ class ContextualUpstream(Upstream):
         self.config = config
         self.frontend = frontend
         self.feature_width = frontend.width if isinstance(frontend, StackedLogMel) else config.conv_channels
-        self.feature_norm = nn.LayerNorm(self.feature_width)
+        self.feature_norm = nn.LayerNorm(self.feature_width) if config.feature_norm else nn.Identity()
         self.projection = nn.Linear(self.feature_width, config.width)
         self.input_dropout = nn.Dropout(config.input_dropout)
         self.mask_embedding = nn.Parameter(uniform(config.width))
-        self.encoder = TransformerEncoder(
+        self.encoder = self.make_encoder(config)
+
+    def make_encoder(self, config: ContextualConfig) -> nn.Module:
+        """Makes what stands in `encoder`: called as a `TransformerEncoder` is, with its blocks in `blocks`."""
+        return TransformerEncoder(
             EncoderConfig(
                 width=config.width,
                 depth=config.depth,
@@ -46,6 +50,9 @@ class ContextualUpstream(Upstream):
                 pre_norm=config.pre_norm,
                 pos_kernel=config.pos_kernel,
                 pos_groups=config.pos_groups,
+                pos_depth=config.pos_depth,
+                alibi=config.alibi,
+                adapter_width=config.adapter_width,
                 dropout=config.dropout,
                 attention_dropout=config.attention_dropout,
                 activation_dropout=config.activation_dropout,
@@ -68,7 +75,7 @@ class ContextualUpstream(Upstream):
         """
         frames = self.output_lengths(lengths)
         features = self.frontend(waveform, lengths)
-        features = features[:, : int(frames.max())].to(self.mask_embedding.dtype)
+        features = features[:, : int(frames.max())].to(self.projection.weight.dtype)
         if self.config.feature_grad_mult != 1.0 and features.requires_grad:
             features = multiply_gradient(features, self.config.feature_grad_mult)
         return features, frames
