@@ -23,6 +23,10 @@ from speechssl.upstream import Upstream
 FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
+"""In a folder of transformers' format, the one to be preferred first; each may be cut into shards with an index."""
+INDEX_SUFFIX = ".index.json"
+"""Of the file beside shards that says which weights are in which."""
 MOST_NAMES = 8
 """Of missing or unexpected weights that an error lists."""
 
@@ -88,26 +92,63 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Reads model.safetensors or, as older models have it, pytorch_model.bin.
+    """Reads the weights of a folder: one of WEIGHTS_FILES, or the shards that an index beside them lists.
 
     Raises:
-        SpeechsslError: neither is there, or it can't be read.
+        SpeechsslError: none is there, or it can't be read, is cut off, or holds more than weights.
     """
-    path = folder / WEIGHTS_FILE
-    if path.is_file():
+    for name in WEIGHTS_FILES:
+        if (folder / name).is_file():
+            return _read_weights_file(folder / name)
+        index = folder / (name + INDEX_SUFFIX)
+        if index.is_file():
+            return _read_shards(index)
+    raise SpeechsslError(f"{folder} holds neither {' nor '.join(WEIGHTS_FILES)}: write or download it again.")
+
+
+def list_shards(index: Path) -> dict[str, list[str]]:
+    """Reads the index of weights in several files, such as model.safetensors.index.json.
+
+    Returns:
+        File name -> the weights in it.
+
+    Raises:
+        SpeechsslError: it is no such index, or names a file elsewhere.
+    """
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise SpeechsslError(f"{index} must hold 'weight_map', weight by weight its file: download it again.")
+    shards: dict[str, list[str]] = {}
+    for weight, name in places.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise SpeechsslError(f"{index} must name files beside it, but '{weight}' is in {name!r}: don't trust it.")
+        shards.setdefault(name, []).append(weight)
+    return shards
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name, weights in list_shards(index).items():
+        path = index.parent / name
+        if not path.is_file():
+            raise SpeechsslError(f"{index.parent} lacks {name}, which {index.name} lists: download it again.")
+        shard = _read_weights_file(path)
+        if absent := sorted(set(weights) - shard.keys()):
+            raise SpeechsslError(f"{path} lacks '{absent[0]}', which {index.name} places in it: download it again.")
+        state.update(shard)
+    return state
+
+
+def _read_weights_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except SafetensorError as error:
             raise SpeechsslError(f"{path} is damaged ({error}): write or download it again.") from error
-    path = folder / "pytorch_model.bin"
-    if not path.is_file():
-        raise SpeechsslError(f"{folder} holds neither {WEIGHTS_FILE} nor {path.name}: write or download it again.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what the damage happens to cause
-        first = str(error).splitlines()[0]
-        raise SpeechsslError(f"{path} is not a plain file of weights ({first}): download it again.") from error
-    return dict(state)
+    content = read_pickled(path)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise SpeechsslError(f"{path} must hold weights by their names and nothing else: save its weights alone.")
+    return content
 
 
 def read_file(path: Path) -> Any:
@@ -134,7 +175,7 @@ def load_weights(
         optional: names that may be missing.
 
     Raises:
-        SpeechsslError: names or shapes differ; they are listed, with near names.
+        SpeechsslError: names or shapes differ (they are listed, with near names), or a weight is no finite number.
     """
     expected = module.state_dict()
     missing = sorted(expected.keys() - state.keys() - optional)
@@ -148,7 +189,22 @@ def load_weights(
                 f"The weights of {origin} don't fit its config: '{key}' must have shape {tuple(expected[key].shape)}, "
                 f"but has {tuple(value.shape)}. Is the config another model's?"
             )
+        _check_numbers(key, value, expected[key], origin=origin)
     module.load_state_dict(dict(state), strict=False)
+
+
+def _check_numbers(key: str, value: Tensor, expected: Tensor, *, origin: str) -> None:
+    if not expected.is_floating_point():
+        return
+    if not value.is_floating_point():
+        raise SpeechsslError(
+            f"'{key}' of {origin} must hold floating-point numbers, but is {str(value.dtype).removeprefix('torch.')}: "
+            "quantised weights are not supported."
+        )
+    # Types of one byte have no test of their own.
+    if not bool(torch.isfinite(value if value.element_size() > 1 else value.float()).all()):
+        what = "NaN" if bool(value.float().isnan().any()) else "infinite numbers"
+        raise SpeechsslError(f"'{key}' of {origin} holds {what}: its training failed, or the file is damaged.")
 
 
 def _listing(verb: str, names: list[str], others: list[str]) -> str:

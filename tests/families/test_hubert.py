@@ -237,7 +237,7 @@ def test_damaged_weights_are_one_sentence(tmp_path):
         load_upstream(tmp_path)
     weights.unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"no weights at all")
-    with pytest.raises(SpeechsslError, match="not a plain file of weights"):
+    with pytest.raises(SpeechsslError, match="no checkpoint that torch saved"):
         read_weights(tmp_path)
     (tmp_path / "pytorch_model.bin").unlink()
     with pytest.raises(SpeechsslError, match="holds neither"):
