@@ -46,7 +46,8 @@ class ContextualFormats(Formats):
 
     def is_own(self, checkpoint: FairseqCheckpoint) -> bool:
         """Whether a checkpoint is this family's."""
-        return checkpoint.architecture in self.fairseq_names
+        transformer = checkpoint.model.get("layer_type") in (None, "transformer")  # conformers have the same name
+        return checkpoint.architecture in self.fairseq_names and transformer
 
     def read_transformers(self, folder: TransformersFolder) -> ForeignModel:
         """See `speechssl.contextual.transformers_format`."""
