@@ -7,6 +7,7 @@ B batch, S samples, T frames, M mel bands, C channels.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,8 @@ class LogMelConfig:
     """Samples from one frame to the next."""
     low_freq: float = 20.0
     """Hz; the upper edge is half of the sample rate."""
+    window_type: Literal["povey", "hanning"] = "povey"
+    """Kaldi's name; 'povey' is the Hann window to the power of 0.85."""
 
 
 class _FloatTables(nn.Module):
@@ -62,7 +65,8 @@ class LogMel(_FloatTables):
         self.options = config
         self.width = config.num_mel_bins
         self.fft_size = 1 << (config.window - 1).bit_length()
-        self.register_buffer("window", torch.hann_window(config.window, periodic=False).pow(0.85), persistent=False)
+        window = torch.hann_window(config.window, periodic=False)
+        self.register_buffer("window", window.pow(0.85) if config.window_type == "povey" else window, persistent=False)
         self.register_buffer("filters", mel_filters(config, self.fft_size), persistent=False)
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
