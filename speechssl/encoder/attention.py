@@ -54,8 +54,8 @@ class SelfAttention(nn.Module):
         if positions is None:
             y = attend(query, key, value, attended, dropout=dropout)
         else:
-            gate = x.new_ones(()).expand(B, self.heads, T, 1) if self.gate is None else self.gate(x)
-            y = attend_gated(query, key, value, attended, gate, positions, dropout=dropout)
+            gate = x.new_ones(1, 1, 1, 1) if self.gate is None else self.gate(x)
+            y = attend_gated(query, key, value, attended, gate=gate, positions=positions, dropout=dropout)
         return self.output(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]  # nn.Module returns Any
 
 
@@ -92,13 +92,13 @@ def attend_gated(
     On a CPU the (B, H, T, T) of it never exist at once; on a GPU they do, in the type of the queries.
 
     Args:
-        gate: (B, H, T, 1), one factor per query.
+        gate: (B, H, T, 1), one factor per query, or what broadcasts to it.
         positions: (H, T, T or more), for keys that run backwards: see `RelativePositionBias`.
     """
     T = query.size(2)
     key, value = key.flip(2), value.flip(2)
     attended = None if attended is None else attended.flip(3)
-    gate, positions = gate.to(query.dtype), positions.to(query.dtype)
+    gate, positions = gate.to(query.dtype).expand(*query.shape[:3], 1), positions.to(query.dtype)
     if query.device.type == "cpu":
         return attend_in_chunks(query, key, value, attended, dropout=dropout, gate=gate, positions=positions[:, :, :T])
     if attended is None:
