@@ -173,7 +173,7 @@ def test_gradients_reach_every_parameter_that_evaluation_uses(upstream, waveform
         return
     grads = torch.autograd.grad(out.hidden_states[-1].square().sum(), list(weights.values()), allow_unused=True)
     unused = [name for name, grad in zip(weights, grads, strict=True) if grad is None or not grad.isfinite().all()]
-    assert unused == ["mask_embedding"], "only training with masks uses it"
+    assert unused in ([], ["mask_embedding"]), "only training with masks uses the latter"
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
