@@ -56,6 +56,8 @@ def open_fairseq(content: Any, *, origin: str) -> FairseqCheckpoint:
     if not isinstance(content, Mapping):
         raise SpeechsslError(f"{origin} holds no mapping, so it is no checkpoint of fairseq: check the file.")
     state = content.get("model", content.get("model_weight"))
+    if isinstance(state, Mapping):  # the teacher of data2vec, weights below one name, is no part of the upstream
+        state = {k: v for k, v in state.items() if k.rsplit(".", 1)[-1] != "_ema"}
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise SpeechsslError(f"{origin} holds no weights under 'model' or 'model_weight': check the file.")
     if "model_cfg" in content:

@@ -26,6 +26,8 @@ class ContextualConfig:
     """Each waveform to zero mean and unit variance first."""
     feature_grad_mult: float = 0.1
     """Scale of the gradient that reaches the frontend."""
+    feature_norm: bool = True
+    """Whether what the frontend makes has a layer norm of its own before it is projected."""
     width: int = 768
     depth: int = 12
     heads: int = 12
@@ -34,6 +36,12 @@ class ContextualConfig:
     pos_kernel: int = 128
     """Frames."""
     pos_groups: int = 16
+    pos_depth: int = 1
+    """Positional convolutions; more than one have layer norms instead of weight norm."""
+    alibi: bool = False
+    """Whether attention fades with the distance, by a learned scale per head."""
+    adapter_width: int | None = None
+    """Of the adapter after each block; None = no adapters."""
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation_dropout: float = 0.0

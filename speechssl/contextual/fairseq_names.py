@@ -20,6 +20,21 @@ BLOCK = {
     "fc2": "fc2",
     "final_layer_norm": "ffn_norm",
 }
+POSITIONS = (
+    (r"^encoder\.pos_conv\.(\d+)\.0\.(weight|bias)$", r"encoder.position.convs.\1.\2"),
+    (r"^encoder\.pos_conv\.0\.", "encoder.position.conv."),
+    (r"^encoder\.layer_norm\.", "encoder.norm."),
+)
+"""Several convolutions, or one and its weight norm; and the norm that follows."""
+ADAPTER = {
+    "ln_W": "norm.weight",
+    "ln_b": "norm.bias",
+    "W_a": "down.weight",
+    "b_a": "down.bias",
+    "W_b": "up.weight",
+    "b_b": "up.bias",
+}
+"""Each holds all adapters of a block; only models with one can be read."""
 
 
 def config_from_fairseq(checkpoint: FairseqCheckpoint, kind: type[C], *, origin: str) -> C:
@@ -29,14 +44,17 @@ def config_from_fairseq(checkpoint: FairseqCheckpoint, kind: type[C], *, origin:
         ConfigError: the model has a part that the published ones have not.
     """
     model = checkpoint.model
-    for key, needed in (("activation_fn", "gelu"), ("conv_pos_batch_norm", False), ("pos_conv_depth", 1)):
+    for key, needed in (("activation_fn", "gelu"), ("conv_pos_batch_norm", False)):
         if model.get(key, needed) != needed:
             raise ConfigError(f"`{key}` of {origin} is {model[key]!r}; only {needed!r} is supported.")
     text = str(model.get("conv_feature_layers") or "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2")
     layers = parse_conv_layers(text, origin=origin)
     if len({channels for channels, _, _ in layers}) != 1:
         raise ConfigError(f"`conv_feature_layers` of {origin} must have one width, but is '{text}': not supported.")
+    depth = int(model.get("pos_conv_depth", 1))
+    kernel = int(model.get("conv_pos", 128))
     return kind(
+        sample_rate=int(checkpoint.task.get("sample_rate") or kind.sample_rate),
         conv_channels=layers[0][0],
         conv_kernels=tuple(kernel for _, kernel, _ in layers),
         conv_strides=tuple(stride for _, _, stride in layers),
@@ -49,8 +67,10 @@ def config_from_fairseq(checkpoint: FairseqCheckpoint, kind: type[C], *, origin:
         heads=int(model.get("encoder_attention_heads", 12)),
         ffn_width=int(model.get("encoder_ffn_embed_dim", 3072)),
         pre_norm=bool(model.get("layer_norm_first", False)),
-        pos_kernel=int(model.get("conv_pos", 128)),
+        pos_kernel=kernel if depth == 1 else max(3, kernel // depth),
         pos_groups=int(model.get("conv_pos_groups", 16)),
+        pos_depth=depth,
+        adapter_width=_adapter_width(checkpoint.state, origin),
         dropout=float(model.get("dropout", 0.1)),
         attention_dropout=float(model.get("attention_dropout", 0.1)),
         activation_dropout=float(model.get("activation_dropout", 0.0)),
@@ -66,7 +86,19 @@ def rename_weights(state: Mapping[str, Tensor], *, heads: tuple[str, ...]) -> di
         state: by fairseq's names; query, key and value projections become one.
         heads: beginnings of names that are no part of the upstream.
     """
-    return join_projections({_our_name(k): v.float() for k, v in state.items() if not k.startswith(heads)})
+    kept = {k: v[0] if ".adapter_layer." in k else v for k, v in state.items() if not k.startswith(heads)}
+    return join_projections({_our_name(k): v.float() for k, v in kept.items()})
+
+
+def _adapter_width(state: Mapping[str, Tensor], origin: str) -> int | None:
+    """From the weights, since the settings of pre-training, which are what is read, have none."""
+    shapes = {tuple(v.shape) for k, v in state.items() if k.endswith(".adapter_layer.W_a")}
+    if not shapes:
+        return None
+    count, width, _ = shapes.pop()
+    if shapes or count != 1:
+        raise ConfigError(f"{origin} must hold one adapter of one width per block, but holds {count} or of several.")
+    return int(width)
 
 
 def _our_name(key: str) -> str:
@@ -75,12 +107,12 @@ def _our_name(key: str) -> str:
     if match := re.fullmatch(r"feature_extractor\.conv_layers\.(\d+)\.(0|2|2\.1)\.(weight|bias)", key):
         index, place, rest = match.groups()
         return f"frontend.{'convs' if place == '0' else 'norms'}.{index}.{rest}"
-    if match := re.fullmatch(r"encoder\.pos_conv\.0\.(.+)", key):
-        return f"encoder.position.conv.{match[1]}"
-    if match := re.fullmatch(r"encoder\.layer_norm\.(\w+)", key):
-        return f"encoder.norm.{match[1]}"
+    for pattern, name in POSITIONS:
+        key = re.sub(pattern, name, key)
     if match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(\w+)", key):
         index, part, rest = match.groups()
+        if part == "adapter_layer":
+            return f"encoder.blocks.{index}.adapter.{ADAPTER.get(rest, rest)}"
         part = part.replace("self_attn.", "attention.") if part.endswith(("q_proj", "k_proj", "v_proj")) else part
         return f"encoder.blocks.{index}.{BLOCK.get(part, part)}.{rest}"
     head, dot, rest = key.partition(".")

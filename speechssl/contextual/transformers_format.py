@@ -21,6 +21,9 @@ BLOCK = {
     "feed_forward.intermediate_dense": "fc1",
     "feed_forward.output_dense": "fc2",
     "final_layer_norm": "ffn_norm",
+    "adapter_layer.norm": "adapter.norm",
+    "adapter_layer.linear_1": "adapter.down",
+    "adapter_layer.linear_2": "adapter.up",
 }
 REST = {
     "masked_spec_embed": "mask_embedding",
@@ -33,11 +36,10 @@ NEEDED = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
     "conv_pos_batch_norm": False,
-    "feat_proj_layer_norm": True,
-    "add_adapter": False,
-    "adapter_attn_dim": None,
 }
 """Settings that the published models have; others would need parts that are not built."""
+HEAD = "adapter."
+"""Convolutions after the last block (`add_adapter`), which make no hidden state."""
 
 
 def config_from_transformers(folder: TransformersFolder, kind: type[C]) -> C:
@@ -66,6 +68,7 @@ def config_from_transformers(folder: TransformersFolder, kind: type[C]) -> C:
         normalize=bool(folder.preprocessor.get("do_normalize", config["feat_extract_norm"] == "layer")),
         sample_rate=int(folder.preprocessor.get("sampling_rate", kind.sample_rate)),
         feature_grad_mult=0.1 if config["feat_extract_norm"] == "group" else 1.0,
+        feature_norm=config.get("feat_proj_layer_norm", True),
         width=config["hidden_size"],
         depth=config["num_hidden_layers"],
         heads=config["num_attention_heads"],
@@ -73,6 +76,8 @@ def config_from_transformers(folder: TransformersFolder, kind: type[C]) -> C:
         pre_norm=config["do_stable_layer_norm"],
         pos_kernel=config["num_conv_pos_embeddings"],
         pos_groups=config["num_conv_pos_embedding_groups"],
+        # Where the norms come after, transformers builds no adapters whatever the config says.
+        adapter_width=config.get("adapter_attn_dim") if config["do_stable_layer_norm"] else None,
         dropout=config["hidden_dropout"],
         attention_dropout=config["attention_dropout"],
         activation_dropout=config["activation_dropout"],
@@ -85,14 +90,13 @@ def config_to_transformers(config: ContextualConfig, *, model_type: str, archite
     """Writes the content of transformers' config.json.
 
     Raises:
-        ConfigError: transformers' models can't hear log-mel frames.
+        ConfigError: transformers' models of this type have no such parts.
     """
-    if config.frontend != "conv_waveform":
-        raise ConfigError(
-            f"transformers has no {architecture} with frontend '{config.frontend}', only 'conv_waveform': "
-            "export to 'speechssl' instead."
-        )
+    _check_counterpart(config, model_type, architecture)
     layers = len(config.conv_kernels)
+    optional: dict[str, Any] = {} if config.feature_norm else {"feat_proj_layer_norm": False}
+    if config.adapter_width is not None:
+        optional["adapter_attn_dim"] = config.adapter_width
     return {
         "architectures": [architecture],
         "model_type": model_type,
@@ -117,7 +121,24 @@ def config_to_transformers(config: ContextualConfig, *, model_type: str, archite
         "feat_proj_dropout": config.input_dropout,
         "layerdrop": config.layerdrop,
         "mask_time_prob": 0.05,
+        **optional,
     }
+
+
+def _check_counterpart(config: ContextualConfig, model_type: str, architecture: str) -> None:
+    has_adapters = model_type == "wav2vec2" and config.pre_norm
+    for key, possible in (
+        ("frontend", config.frontend == "conv_waveform"),
+        ("pos_depth", config.pos_depth == 1),
+        ("alibi", not config.alibi),
+        ("feature_norm", config.feature_norm or model_type == "hubert"),
+        ("adapter_width", config.adapter_width is None or has_adapters),
+    ):
+        if not possible:
+            value = getattr(config, key)
+            raise ConfigError(
+                f"transformers has no {architecture} with {key} {value!r}: export to 'speechssl' instead."
+            )
 
 
 def from_transformers(state: Mapping[str, Tensor], *, prefix: str, heads: tuple[str, ...]) -> dict[str, Tensor]:
@@ -129,7 +150,7 @@ def from_transformers(state: Mapping[str, Tensor], *, prefix: str, heads: tuple[
         heads: beginnings of names that are no part of the upstream.
     """
     plain = {key.removeprefix(prefix): value for key, value in state.items() if not key.startswith(heads)}
-    return join_projections({_our_name(key): value for key, value in plain.items()})
+    return join_projections({_our_name(key): value for key, value in plain.items() if not key.startswith(HEAD)})
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

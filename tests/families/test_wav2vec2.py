@@ -8,7 +8,6 @@ import torchaudio
 from transformers import Wav2Vec2Config as TheirConfig
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining, Wav2Vec2Model
 
-from speechssl.errors import ConfigError
 from speechssl.export import export_upstream
 from speechssl.loading import load_upstream
 from upstreams.wav2vec2.config import PRESETS
@@ -60,9 +59,3 @@ def test_presets_have_the_published_shapes(name: str, builder: object, count: in
         ours, theirs = build(PRESETS[name]), builder()  # type: ignore[operator]  # a builder of torchaudio
     parameters = sum(p.numel() for p in ours.parameters()) - ours.mask_embedding.numel()
     assert parameters == sum(p.numel() for p in theirs.parameters()) == count
-
-
-def test_models_with_adapters_are_refused(tmp_path: Path) -> None:
-    Wav2Vec2Model(TheirConfig(**SMALL, add_adapter=True)).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="add_adapter"):
-        load_upstream(tmp_path)
