@@ -39,7 +39,8 @@ def load_upstream(
     Args:
         name_or_folder: a preset ('hubert_base'), a folder that `save_upstream` or transformers wrote, a checkpoint of
             fairseq ('hubert_base_ls960.pt'), which is read without running anything that is in it, or a repository of
-            transformers' format on the Hugging Face hub ('facebook/hubert-base-ls960').
+            transformers' format on the Hugging Face hub ('facebook/hubert-base-ls960'), of which a branch, tag or
+            commit may be named ('facebook/hubert-base-ls960@main').
         device: where its weights go.
         dtype: of its weights; hidden states come in the same type.
         random_weights: seed; None = the published or saved weights.
@@ -106,11 +107,12 @@ def _from_adapter(name: str, random_weights: int | None) -> Upstream:
     return upstream
 
 
-def _from_repository(repository: str, random_weights: int | None) -> Upstream:
+def _from_repository(reference: str, random_weights: int | None) -> Upstream:
+    repository, revision = hub.split_revision(reference)
     path = Path(repository)
     if path.is_absolute() or len(path.parts) != 2 or path.parent.exists() or repository.startswith("."):
-        raise SpeechsslError(f"The upstream folder {repository} does not exist: check the path.")
-    folder = hub.download(repository)
+        raise SpeechsslError(f"The upstream folder {reference} does not exist: check the path.")
+    folder = hub.download(repository, revision=revision)
     upstream = _from_folder(folder, random_weights)
     if random_weights is None:
         # The hub's cache keeps each revision in a folder of its name.
