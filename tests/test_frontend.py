@@ -10,7 +10,7 @@ from speechssl.encoder.attention import SelfAttention, attend_in_chunks
 from speechssl.encoder.positional import ConvPositionalEmbedding
 from speechssl.encoder.transformer import EncoderConfig, TransformerEncoder, sample_skipped_blocks
 from speechssl.errors import ConfigError
-from speechssl.frontend.conv_waveform import ConvWaveform, masked_group_norm
+from speechssl.frontend.conv_waveform import ConvWaveform, window_statistics
 from speechssl.frontend.grad_multiply import multiply_gradient
 from speechssl.frontend.log_mel import LogMel, LogMelConfig, Mfcc, deltas, normalize_frames, with_deltas
 from speechssl.loading import load_upstream
@@ -101,17 +101,37 @@ def test_baselines_equal_the_recipe_of_s3prl(speech, name):
     assert (raw[:, : base.size(1)] - base).abs().max() <= 1e-4 * base.abs().max()
 
 
-def test_masked_group_norm_equals_torch_on_each_utterance_alone():
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_conv_waveform_equals_plain_convolutions_and_norms_of_each_utterance_alone(norm, bias, grad):
     generator = torch.Generator().manual_seed(0)
-    x = 2 + torch.randn(3, 8, 1, 40, generator=generator)
-    weight, bias = torch.randn(2, 8, generator=generator)
-    lengths = torch.tensor([40, 17, 2])
-    ours = masked_group_norm(x, lengths, weight, bias)
-    for row, frames in enumerate(lengths.tolist()):
-        alone = F.group_norm(x[row : row + 1, :, :, :frames], 8, weight, bias)
-        assert (ours[row, :, :, :frames] - alone[0]).abs().max() <= 1e-5
-    everything = masked_group_norm(x, torch.tensor([40, 40, 40]), weight, bias)
-    assert (everything - F.group_norm(x, 8, weight, bias)).abs().max() <= 1e-5
+    conv = ConvWaveform(8, kernels=(10, 3, 2), strides=(5, 2, 2), norm=norm, bias=bias)
+    for parameter in conv.parameters():
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    lengths = torch.tensor([9_000, 1_234, 60])
+    waveform = 0.3 + 0.1 * torch.randn(3, 9_000, generator=generator) * (torch.arange(9_000) < lengths[:, None])
+    with torch.set_grad_enabled(grad):
+        found = conv(waveform, lengths)
+    for row, frames in enumerate(conv.output_lengths(lengths).tolist()):
+        x = waveform[row : row + 1, None, : lengths[row]]
+        for index, layer in enumerate(conv.convs):
+            x = F.conv1d(x, layer.weight, layer.bias, stride=layer.stride)
+            if norm == "layer":
+                x = F.layer_norm(x.transpose(1, 2), (8,), conv.norms[index].weight, conv.norms[index].bias).mT
+            elif index == 0:
+                x = F.group_norm(x, 8, conv.norms[0].weight, conv.norms[0].bias)
+            x = F.gelu(x)
+        assert (found[row, :frames] - x[0].T).abs().max() <= 1e-5
+
+
+def test_statistics_of_windows_equal_a_plain_loop():
+    waveform = 0.5 + torch.randn(2, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
+    mean, covariance = window_statistics(waveform, torch.tensor([400, 57]), kernel=10, stride=5)
+    for row, samples in enumerate((400, 57)):
+        windows = torch.stack([waveform[row, i : i + 10] for i in range(0, samples - 9, 5)]).double()
+        torch.testing.assert_close(mean[row], windows.mean(dim=0), rtol=0, atol=1e-12)
+        torch.testing.assert_close(covariance[row], torch.cov(windows.T, correction=0), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("samples", "frames"), [(400, 1), (16_000, 49), (64_600, 201), (250_000, 781), (320_000, 999)])

@@ -3,7 +3,11 @@
 Seven unpadded convolutions: 320 samples per frame, 400 samples of receptive field at 16 kHz. A frame is valid when its
 whole receptive field is, so padding can reach valid frames only through the group norm, whose statistics here are taken
 over valid frames alone (fairseq, transformers and torchaudio take them over the padding too).
-B batch, S samples, T frames, C channels.
+
+Those statistics come in closed form: what the first convolution puts out is linear in the windows of the waveform, so
+its mean and variance follow from the mean and the covariance of the windows, a 10 x 10 matrix. The group norm then
+costs one scale and one shift, and audio of any length can be convolved piece by piece.
+B batch, S samples, T frames, C channels, K samples of the first kernel.
 """
 
 import math
@@ -18,6 +22,10 @@ from speechssl.errors import ConfigError
 from speechssl.lengths import conv_output_lengths
 
 EPS = 1e-5
+BLOCK = 100
+"""Frames that are convolved at once on a CPU: few enough for what lies between the layers to stay in its cache."""
+PIECE = 1 << 15
+"""Windows whose statistics are taken at once."""
 
 
 class ConvWaveform(nn.Module):
@@ -49,8 +57,13 @@ class ConvWaveform(nn.Module):
         if norm not in ("group", "layer"):
             raise ConfigError(f"`norm` must be 'group' or 'layer', but is '{norm}'.")
         self.norm = norm
+        self.known_norm: tuple[Tensor, Tensor] | None = None
+        """What `first_norm` gives for the whole of an utterance, where what is convolved is a stretch of it."""
+        self.channels = channels
         self.layers = list(zip(kernels, strides, strict=True))
         self.hop = math.prod(strides)  # samples from one frame to the next
+        steps = [math.prod(strides[:i]) for i in range(len(strides))]
+        self.receptive_field = 1 + sum((k - 1) * step for k, step in zip(kernels, steps, strict=True))  # samples
         inputs = [1] + [channels] * (len(kernels) - 1)
         self.convs = nn.ModuleList(
             nn.Conv1d(i, channels, kernel, stride=stride, bias=bias)
@@ -58,6 +71,9 @@ class ConvWaveform(nn.Module):
         )
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight)  # type: ignore[arg-type]  # ModuleList forgets that these are Conv1d
+            # Kept with the channels next to each other, as `_convolve` takes them: no copy in any forward pass.
+            weight: Tensor = conv.weight  # type: ignore[assignment]
+            conv.weight = nn.Parameter(weight.detach().transpose(1, 2).contiguous().transpose(1, 2))
         count = 1 if norm == "group" else len(kernels)
         self.norms = nn.ModuleList(nn.LayerNorm(channels, eps=EPS) for _ in range(count))
 
@@ -67,51 +83,103 @@ class ConvWaveform(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """(B, S) -> (B, T, C); frames beyond `output_lengths(lengths)` hold arbitrary finite numbers."""
-        x = waveform[:, None, None, :].to(next(self.parameters()).dtype)  # (B, 1, 1, S)
-        for index, conv in enumerate(self.convs):
-            x = _channels_last_conv(x, conv)  # type: ignore[arg-type]  # ModuleList forgets that these are Conv1d
+        scale, shift = self.known_norm or self.first_norm(waveform, lengths) if self.norm == "group" else (None, None)
+        dtype = self._parts[0][0].weight.dtype
+        if waveform.device.type != "cpu" or torch.is_grad_enabled():
+            return self._convolve(waveform.to(dtype), scale, shift)
+        frames = self.output_lengths(lengths).tolist()
+        result = waveform.new_zeros(len(frames), max(frames), self.channels, dtype=dtype)
+        for row, count in enumerate(frames):
+            first = None if scale is None or shift is None else self._first_with_norm(scale[row], shift[row])
+            for start in range(0, count, BLOCK):
+                stop = min(start + BLOCK, count)
+                piece = waveform[row, None, start * self.hop : (stop - 1) * self.hop + self.receptive_field]
+                result[row, start:stop] = self._convolve(piece.to(dtype), first=first)[0]
+        return result
+
+    def _first_with_norm(self, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the first convolution with the group norm of one utterance in them."""
+        conv, _ = self._parts[0]
+        bias = shift if conv.bias is None else shift + scale * conv.bias.float()
+        return (conv.weight.float() * scale[:, None, None]).to(conv.weight.dtype), bias.to(conv.weight.dtype)
+
+    def first_norm(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift, both (B, C) float32, that the group norm comes to after the first convolution.
+
+        Args:
+            waveform: (B, S), 0 beyond `lengths`.
+            lengths: valid samples, (B,) int64.
+        """
+        conv, norm = self._parts[0]
+        kernel, stride = self.layers[0]
+        mean, covariance = window_statistics(waveform, lengths, kernel=kernel, stride=stride)
+        weight = conv.weight.squeeze(1).double()  # (C, K)
+        means = mean @ weight.T  # (B, C)
+        if conv.bias is not None:
+            means = means + conv.bias.double()
+        variances = torch.einsum("ck,bkl,cl->bc", weight, covariance, weight)
+        scale = norm.weight.double() * torch.rsqrt(variances.clamp(min=0.0) + EPS)
+        return scale.float(), (norm.bias.double() - means * scale).float()
+
+    @property
+    def _parts(self) -> list[tuple[nn.Conv1d, nn.LayerNorm]]:
+        """Each convolution and its norm; with a group norm the first one's stands for all."""
+        norms = [self.norms[0]] * len(self.convs) if self.norm == "group" else self.norms
+        return list(zip(self.convs, norms, strict=True))  # type: ignore[arg-type]  # ModuleList forgets its types
+
+    def _convolve(
+        self,
+        waveform: Tensor,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        *,
+        first: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """(B, S) -> (B, T, C), by two-dimensional convolutions of height 1 with the channels next to each other.
+
+        These are faster than one-dimensional ones on a CPU, and the layer norms and the encoder need this order anyway.
+
+        Args:
+            waveform: (B, S).
+            scale: of the group norm, (B, C), or None.
+            shift: of the group norm, (B, C), or None.
+            first: weight and bias to take in place of the first convolution's.
+        """
+        x = waveform[:, None, None, :]  # (B, 1, 1, S)
+        for index, (conv, norm) in enumerate(self._parts):
+            weight, bias = first if first is not None and index == 0 else (conv.weight, conv.bias)
+            flat = weight[:, :, None, :].contiguous(memory_format=torch.channels_last)
+            x = F.conv2d(x, flat, bias, stride=(1, conv.stride[0]))  # (B, C, 1, frames of this layer)
             if self.norm == "layer":
-                x = self.norms[index](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            elif index == 0:
-                valid = conv_output_lengths(lengths, self.layers[:1])
-                x = masked_group_norm(x, valid, self.norms[0].weight, self.norms[0].bias)  # type: ignore[arg-type]
-            x = F.gelu(x)  # (B, C, 1, frames of this layer)
+                x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            elif index == 0 and scale is not None and shift is not None:
+                x = torch.addcmul(shift[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
+            x = F.gelu(x)
         return x.squeeze(2).transpose(1, 2)
 
 
-def _channels_last_conv(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    """(B, C, 1, T) -> (B, C, 1, T), as a two-dimensional convolution of height 1 with the channels next to each other.
-
-    It is faster than `conv` itself on a CPU, and the layer norms and the encoder need this order anyway.
-    """
-    weight = conv.weight[:, :, None, :].contiguous(memory_format=torch.channels_last)
-    return F.conv2d(x, weight, conv.bias, stride=(1, conv.stride[0]))
-
-
-def masked_group_norm(x: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor, eps: float = EPS) -> Tensor:
-    """Group norm with one group per channel, over the valid frames of each utterance only.
+def window_statistics(waveform: Tensor, lengths: Tensor, *, kernel: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of a waveform's windows that lie within the valid samples.
 
     Args:
-        x: (B, C, 1, T).
-        lengths: valid frames, (B,) int64.
-        weight: (C,).
-        bias: (C,).
+        waveform: (B, S), 0 beyond `lengths`.
+        lengths: valid samples, (B,) int64.
+        kernel: samples K of a window.
+        stride: samples from one window to the next.
 
     Returns:
-        (B, C, 1, T) in the type of `x`.
+        (B, K) and (B, K, K), float64.
     """
-    counts = lengths.clamp(min=1).tolist()
-    rows = [_normalize_row(row[None, :, :, :n], weight, bias, eps) for row, n in zip(x, counts, strict=True)]
-    return torch.cat([F.pad(row, (0, x.size(3) - row.size(3))) for row in rows])
-
-
-def _normalize_row(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """(1, C, 1, T) -> (1, C, 1, T), each channel over all of T."""
-    if x.dtype != torch.float32:
-        return F.group_norm(x, x.size(1), weight, bias, eps)
-    # With the channels next to each other, torch's kernel sums squares one by one: off by 4e-5 in ten seconds of audio,
-    # by more where there is an offset. Its `mean` sums in a tree.
-    mean = x.mean(dim=3, keepdim=True)
-    variance = (x - mean).square_().mean(dim=3, keepdim=True)
-    scale = weight[:, None, None] * torch.rsqrt(variance + eps)  # (1, C, 1, 1)
-    return x * scale + (bias[:, None, None] - mean * scale)
+    counts = conv_output_lengths(lengths, [(kernel, stride)])[:, None, None]  # (B, 1, 1)
+    total = waveform.new_zeros(waveform.size(0), kernel, dtype=torch.float64)
+    squares = waveform.new_zeros(waveform.size(0), kernel, kernel, dtype=torch.float64)
+    first = 0
+    for windows in torch.split(waveform.unfold(1, kernel, stride), PIECE, dim=1):  # (B, N, K): a view
+        number = torch.arange(first, first + windows.size(1), device=waveform.device)[None, :, None]
+        valid = torch.where(number < counts, windows.double(), 0.0)
+        total = total + valid.sum(dim=1)
+        squares = squares + valid.transpose(1, 2) @ valid
+        first += windows.size(1)
+    count = counts.clamp(min=1).double()
+    mean = total / count[:, 0]
+    return mean, squares / count - mean[:, :, None] * mean[:, None, :]
