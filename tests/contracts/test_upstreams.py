@@ -130,9 +130,9 @@ def test_asking_for_a_layer_computes_nothing_above_it(upstream, waveform, length
     assert torch.equal(negative[-1], every.hidden_states[len(upstream.hidden_sizes) - 1])
 
 
-def test_unknown_layers_are_an_error(upstream):
+def test_unknown_layers_are_an_error(upstream, shortest):
     with pytest.raises(SpeechsslError, match="must lie in"):
-        upstream(torch.ones(1, 1_600), layers=[len(upstream.hidden_sizes)])
+        upstream(torch.ones(1, shortest), layers=[len(upstream.hidden_sizes)])
 
 
 @torch.no_grad()
