@@ -1,0 +1,1 @@
+"""The architecture that wav2vec and vq-wav2vec share: convolutions on the waveform, then convolutions over frames."""

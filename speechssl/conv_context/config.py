@@ -1,0 +1,36 @@
+"""Settings of the wav2vec architecture; free of torch, so that listing presets stays fast."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ConvContextConfig:
+    """A convolutional encoder and a convolutional context network; the defaults are the shape of wav2vec large."""
+
+    sample_rate: int = 16_000
+    """Hz."""
+    conv_channels: int = 512
+    conv_kernels: tuple[int, ...] = (10, 8, 4, 4, 4, 1, 1)
+    """Per layer, in samples of the layer's input."""
+    conv_strides: tuple[int, ...] = (5, 4, 2, 2, 2, 1, 1)
+    log_compression: bool = True
+    """Whether the features are log(1 + |x|) of what the last convolution gives."""
+    width: int = 512
+    context_kernels: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13)
+    """Of each block of the context network: the current frame and those before it."""
+    residual: bool = True
+    """Whether each block adds its input."""
+    residual_scale: float = 0.5
+    """The sum is multiplied by the square root of this."""
+    zero_pad: bool = False
+    """Whether the context network hears silence before the utterance, instead of its first frame again and again."""
+    bias: bool = True
+    """Of the convolutions of the context network."""
+    norm_affine: bool = True
+    """Whether the group norms have a gain and a bias."""
+    activation: Literal["relu", "gelu"] = "relu"
+    dropout: float = 0.0
+    """In the context network."""
+    feature_dropout: float = 0.0
+    """Of what enters the context network."""

@@ -1,0 +1,41 @@
+"""Normalisation over the valid frames of each utterance, so that what it is padded with does not matter.
+
+B batch, T frames, C channels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def group_norm(x: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """Applies a group norm whose statistics are taken over the channels of a group and over the valid frames.
+
+    In float32 whatever the type of `x`; torch's own takes them over the padding too.
+
+    Args:
+        x: (B, C, T); finite.
+        lengths: valid frames, (B,) int64, at least 1.
+        norm: its groups, gain, bias and epsilon.
+
+    Returns:
+        (B, C, T) in the type of `x`; frames beyond `lengths` hold arbitrary finite numbers.
+
+    Paper: Wu and He 2018, sec. 3, arXiv:1803.08494.
+    """
+    B, C, T = x.shape
+    grouped = x.float().view(B, norm.num_groups, C // norm.num_groups, T)
+    count = (lengths * (C // norm.num_groups))[:, None, None, None]  # (B, 1, 1, 1)
+    padding = None
+    if int(lengths.min()) < T:
+        padding = (torch.arange(T, device=x.device)[None, :] >= lengths[:, None])[:, None, None, :]  # (B, 1, 1, T)
+    mean = _zero(grouped, padding).sum(dim=(2, 3), keepdim=True) / count
+    centred = _zero(grouped - mean, padding)
+    variance = centred.square().sum(dim=(2, 3), keepdim=True) / count
+    y = (centred * torch.rsqrt(variance + norm.eps)).view(B, C, T)
+    if norm.affine:
+        y = y * norm.weight.float()[:, None] + norm.bias.float()[:, None]
+    return y.to(x.dtype)
+
+
+def _zero(x: Tensor, padding: Tensor | None) -> Tensor:
+    return x if padding is None else x.masked_fill(padding, 0.0)

@@ -1,0 +1,1 @@
+"""vq-wav2vec: wav2vec whose context network hears quantised features."""

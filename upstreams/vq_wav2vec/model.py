@@ -1,0 +1,97 @@
+"""vq-wav2vec: the architecture of wav2vec with a quantizer between its two stacks.
+
+B batch, S samples, T frames, C channels of the features, G groups.
+"""
+
+import torch
+from torch import Tensor
+
+from speechssl.conv_context.model import ConvContextUpstream, activation_function
+from speechssl.errors import ConfigError
+from speechssl.lengths import lengths_to_padding_mask
+from upstreams.vq_wav2vec.config import VqWav2VecConfig
+from upstreams.vq_wav2vec.quantizer import GumbelQuantizer, KmeansQuantizer
+
+NO_CODE = -1
+"""Stands in codes beyond an utterance's frames."""
+
+
+class VqWav2VecUpstream(ConvContextUpstream):
+    """A vq-wav2vec model; hidden state 0 is the quantised features.
+
+    Paper: Baevski et al. 2019, sec. 3, arXiv:1910.05453.
+    """
+
+    name = "vq_wav2vec"
+    family = "vq_wav2vec"
+
+    def __init__(self, config: VqWav2VecConfig) -> None:
+        super().__init__(config, feature_width=config.codebook_width or config.conv_channels)
+        self.quantizer = _quantizer(config)
+
+    def represent(self, features: Tensor, frames: Tensor) -> Tensor:
+        """Quantises: (B, C, T) -> (B, codebook width, T)."""
+        quantized: Tensor = self.quantizer(features, frames)[0]
+        return quantized.to(next(self.encoder.parameters()).dtype)
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # torch's own hook is untyped
+        """Keeps what decides on the codes in float32: rounded weights choose other codewords, which are far away."""
+
+        def keep_type(tensor: Tensor) -> Tensor:
+            made: Tensor = fn(tensor)
+            return made if made.dtype == tensor.dtype else tensor.to(made.device)
+
+        if recurse:
+            for module in self.children():
+                exact = module in (self.frontend, self.quantizer)
+                module._apply(keep_type if exact else fn)  # type: ignore[no-untyped-call]  # untyped in torch
+        return super()._apply(fn, recurse=False)  # type: ignore[no-untyped-call]  # untyped in torch
+
+    @torch.no_grad()
+    def codes(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The codewords chosen for each frame, as fairseq's `forward_idx` gives them.
+
+        Args:
+            waveform: (B, S) float in [-1, 1] at `sample_rate`.
+            lengths: valid samples per utterance, (B,) int64; None = all of S.
+
+        Returns:
+            (B, T, G) int64, within 0..codewords - 1; -1 beyond the valid frames, of which there are
+            `output_lengths(lengths)`.
+        """
+        found: list[Tensor] = []
+        hook = self.quantizer.register_forward_hook(lambda _module, _inputs, output: found.append(output[1]))
+        try:
+            out = self(waveform, lengths, layers=[0])  # which checks the input, and cuts off what lies beyond `lengths`
+        finally:
+            hook.remove()
+        padding = lengths_to_padding_mask(out.lengths, found[0].size(1))  # (B, T)
+        return found[0].masked_fill(padding[:, :, None], NO_CODE)
+
+
+def build(config: VqWav2VecConfig) -> VqWav2VecUpstream:
+    """Makes the model with random weights."""
+    return VqWav2VecUpstream(config)
+
+
+def _quantizer(config: VqWav2VecConfig) -> GumbelQuantizer | KmeansQuantizer:
+    width = config.codebook_width or config.conv_channels
+    if config.quantizer == "gumbel":
+        return GumbelQuantizer(
+            config.conv_channels,
+            width=width,
+            groups=config.groups,
+            codewords=config.codewords,
+            shared=config.shared_codebook,
+            depth=config.projection_depth,
+            activation=activation_function(config.activation),
+        )
+    if config.quantizer == "kmeans":
+        return KmeansQuantizer(
+            config.conv_channels,
+            width=width,
+            groups=config.groups,
+            codewords=config.codewords,
+            shared=config.shared_codebook,
+        )
+    raise ConfigError(f"`quantizer` must be 'gumbel' or 'kmeans', but is '{config.quantizer}'.")

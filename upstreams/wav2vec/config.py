@@ -1,0 +1,17 @@
+"""Shape of wav2vec.
+
+Paper: Schneider et al. 2019, sec. 3.3 (the large model), arXiv:1904.05862.
+"""
+
+from dataclasses import dataclass
+
+from speechssl.conv_context.config import ConvContextConfig
+
+
+@dataclass(frozen=True)
+class Wav2VecConfig(ConvContextConfig):
+    """A wav2vec model; the defaults are the published large one."""
+
+
+PRESETS: dict[str, Wav2VecConfig] = {"wav2vec_large": Wav2VecConfig()}
+"""The only one whose weights are published, as fairseq's wav2vec_large.pt."""
