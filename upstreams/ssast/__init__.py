@@ -1,0 +1,1 @@
+"""SSAST: a spectrogram transformer trained to tell and rebuild its masked patches."""
