@@ -2,7 +2,8 @@
 
 Old ones hold `args` (a namespace with everything in it), newer ones `cfg` (sections `model`, `task`, ...); models
 fine-tuned with CTC hold the settings of pre-training inside and the encoder below a prefix. S3PRL's converted files
-hold `task_cfg`, `model_cfg` and `model_weight` instead.
+hold `task_cfg`, `model_cfg` and `model_weight` instead, and Microsoft's (WavLM, UniSpeech-SAT, BEATs) a `cfg` without
+sections.
 """
 
 import ast
@@ -60,10 +61,9 @@ def open_fairseq(content: Any, *, origin: str) -> FairseqCheckpoint:
         state = {k: v for k, v in state.items() if k.rsplit(".", 1)[-1] != "_ema"}
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise SpeechsslError(f"{origin} holds no weights under 'model' or 'model_weight': check the file.")
-    if "model_cfg" in content:
-        model, task = _mapping(content["model_cfg"]), _mapping(content.get("task_cfg"))
-    else:
-        model, task = _sections(content, origin)
+    model, task = _sections(content)
+    if not model:
+        raise SpeechsslError(f"{origin} holds neither 'cfg' nor 'args' with the model's settings: check the file.")
     if model.get("w2v_args") is not None:  # fine-tuned: the settings of pre-training lie inside
         inner = _mapping(model["w2v_args"])
         model, inside = (_mapping(inner["model"]), _mapping(inner.get("task"))) if "model" in inner else (inner, inner)
@@ -72,14 +72,29 @@ def open_fairseq(content: Any, *, origin: str) -> FairseqCheckpoint:
     return FairseqCheckpoint(model, task, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
 
-def _sections(content: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def has_settings(content: Any) -> bool:
+    """Whether there are settings of a model in it; without, it is nothing that this module can read."""
+    return isinstance(content, Mapping) and bool(_sections(content)[0])
+
+
+def _sections(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of model and task, wherever they are; empty where they are nowhere."""
+    if "model_cfg" in content:
+        return _mapping(content["model_cfg"]), _mapping(content.get("task_cfg"))
     settings = _mapping(content.get("cfg"))
     if settings.get("model"):
         return _mapping(settings["model"]), _mapping(settings.get("task"))
     everything = _mapping(content.get("args"))
-    if not everything:
-        raise SpeechsslError(f"{origin} holds neither 'cfg' nor 'args' with the model's settings: check the file.")
+    if "encoder_layers" in settings:
+        everything = {"_name": _microsofts_name(settings), **settings}
     return everything, everything
+
+
+def _microsofts_name(settings: Mapping[str, Any]) -> str:
+    """Of a model whose settings go without one; S3PRL keeps UniSpeech-SAT as a WavLM without the gated bias."""
+    if "extractor_mode" not in settings:
+        return ""
+    return "wavlm" if settings.get("gru_rel_pos") else "unispeech_sat"
 
 
 def _mapping(content: Any) -> dict[str, Any]:

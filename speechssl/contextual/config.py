@@ -40,6 +40,12 @@ class ContextualConfig:
     """Positional convolutions; more than one have layer norms instead of weight norm."""
     alibi: bool = False
     """Whether attention fades with the distance, by a learned scale per head."""
+    relative_buckets: int = 0
+    """Of distances, for a learned relative position bias on attention; 0 = none."""
+    relative_distance: int = 800
+    """Frames from which on all distances share a bucket."""
+    relative_gate: bool = True
+    """Whether what is heard at a frame scales its relative position bias."""
     adapter_width: int | None = None
     """Of the adapter after each block; None = no adapters."""
     dropout: float = 0.1

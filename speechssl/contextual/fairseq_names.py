@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from speechssl.contextual.config import ContextualConfig
-from speechssl.contextual.names import join_projections, rename_weight_norm
+from speechssl.contextual.names import join_projections, rename_weight_norm, replace_prefix
 from speechssl.errors import ConfigError
 from speechssl.fairseq_format import FairseqCheckpoint, parse_conv_layers
 
@@ -19,7 +19,11 @@ BLOCK = {
     "fc1": "fc1",
     "fc2": "fc2",
     "final_layer_norm": "ffn_norm",
+    "self_attn.grep_linear": "attention.gate.projection",
+    "self_attn.grep_a": "attention.gate.scale",
 }
+RELATIVE_BIAS = "encoder.layers.0.self_attn.relative_attention_bias.weight"
+"""All blocks use that of the first."""
 POSITIONS = (
     (r"^encoder\.pos_conv\.(\d+)\.0\.(weight|bias)$", r"encoder.position.convs.\1.\2"),
     (r"^encoder\.pos_conv\.0\.", "encoder.position.conv."),
@@ -47,12 +51,10 @@ def config_from_fairseq(checkpoint: FairseqCheckpoint, kind: type[C], *, origin:
     for key, needed in (("activation_fn", "gelu"), ("conv_pos_batch_norm", False)):
         if model.get(key, needed) != needed:
             raise ConfigError(f"`{key}` of {origin} is {model[key]!r}; only {needed!r} is supported.")
-    text = str(model.get("conv_feature_layers") or "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2")
-    layers = parse_conv_layers(text, origin=origin)
-    if len({channels for channels, _, _ in layers}) != 1:
-        raise ConfigError(f"`conv_feature_layers` of {origin} must have one width, but is '{text}': not supported.")
+    layers = _conv_layers(model, origin)
     depth = int(model.get("pos_conv_depth", 1))
     kernel = int(model.get("conv_pos", 128))
+    relative = bool(model.get("relative_position_embedding", False))
     return kind(
         sample_rate=int(checkpoint.task.get("sample_rate") or kind.sample_rate),
         conv_channels=layers[0][0],
@@ -70,6 +72,9 @@ def config_from_fairseq(checkpoint: FairseqCheckpoint, kind: type[C], *, origin:
         pos_kernel=kernel if depth == 1 else max(3, kernel // depth),
         pos_groups=int(model.get("conv_pos_groups", 16)),
         pos_depth=depth,
+        relative_buckets=int(model.get("num_buckets", 320)) if relative else 0,
+        relative_distance=int(model.get("max_distance", 1280)) if relative else kind.relative_distance,
+        relative_gate=bool(model.get("gru_rel_pos", False)) or not relative,
         adapter_width=_adapter_width(checkpoint.state, origin),
         dropout=float(model.get("dropout", 0.1)),
         attention_dropout=float(model.get("attention_dropout", 0.1)),
@@ -77,6 +82,14 @@ def config_from_fairseq(checkpoint: FairseqCheckpoint, kind: type[C], *, origin:
         input_dropout=float(model.get("dropout_input", 0.0)),
         layerdrop=float(model.get("encoder_layerdrop", 0.0)),
     )
+
+
+def _conv_layers(model: Mapping[str, Any], origin: str) -> list[tuple[int, int, int]]:
+    text = str(model.get("conv_feature_layers") or "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2")
+    layers = parse_conv_layers(text, origin=origin)
+    if len({channels for channels, _, _ in layers}) != 1:
+        raise ConfigError(f"`conv_feature_layers` of {origin} must have one width, but is '{text}': not supported.")
+    return layers
 
 
 def rename_weights(state: Mapping[str, Tensor], *, heads: tuple[str, ...]) -> dict[str, Tensor]:
@@ -107,13 +120,16 @@ def _our_name(key: str) -> str:
     if match := re.fullmatch(r"feature_extractor\.conv_layers\.(\d+)\.(0|2|2\.1)\.(weight|bias)", key):
         index, place, rest = match.groups()
         return f"frontend.{'convs' if place == '0' else 'norms'}.{index}.{rest}"
+    if key == RELATIVE_BIAS:
+        return "encoder.relative_bias.bias.weight"
     for pattern, name in POSITIONS:
         key = re.sub(pattern, name, key)
     if match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(\w+)", key):
         index, part, rest = match.groups()
         if part == "adapter_layer":
             return f"encoder.blocks.{index}.adapter.{ADAPTER.get(rest, rest)}"
-        part = part.replace("self_attn.", "attention.") if part.endswith(("q_proj", "k_proj", "v_proj")) else part
-        return f"encoder.blocks.{index}.{BLOCK.get(part, part)}.{rest}"
+        if part.endswith(("q_proj", "k_proj", "v_proj")):
+            return f"encoder.blocks.{index}.{part.replace('self_attn.', 'attention.')}.{rest}"
+        return f"encoder.blocks.{index}.{replace_prefix(f'{part}.{rest}', BLOCK)}"
     head, dot, rest = key.partition(".")
     return PLACES.get(head, head) + dot + rest

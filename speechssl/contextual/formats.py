@@ -8,7 +8,7 @@ from torch import Tensor
 
 from speechssl.contextual import fairseq_names, transformers_format
 from speechssl.contextual.config import ContextualConfig
-from speechssl.fairseq_format import FairseqCheckpoint, is_fairseq, open_fairseq
+from speechssl.fairseq_format import FairseqCheckpoint, has_settings, is_fairseq, open_fairseq
 from speechssl.formats import ForeignModel, Formats, TransformersFolder
 
 OPTIONAL = frozenset({"mask_embedding"})
@@ -34,8 +34,8 @@ class ContextualFormats(Formats):
     optional: frozenset[str] = OPTIONAL
 
     def read_file(self, content: Any, *, origin: str) -> ForeignModel | None:
-        """Reads a checkpoint of fairseq, or of S3PRL's converter."""
-        if not is_fairseq(content):
+        """Reads a checkpoint of fairseq, of S3PRL's converter or of Microsoft's models."""
+        if not is_fairseq(content) or not has_settings(content):
             return None
         checkpoint = open_fairseq(content, origin=origin)
         if not self.is_own(checkpoint):

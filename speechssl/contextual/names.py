@@ -1,6 +1,7 @@
 """What converting from any format has in common: weight norm's two names, and projections that are one here."""
 
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -13,6 +14,14 @@ def rename_weight_norm(key: str) -> str:
     """Gives a weight of before torch 2.0 its name since then."""
     for old, new in WEIGHT_NORM.items():
         key = re.sub(rf"\.{old}$", f".{new}", key)
+    return key
+
+
+def replace_prefix(key: str, names: Mapping[str, str]) -> str:
+    """Replaces the beginning of a dotted name, or all of it, by the first of `names` (old -> new) that fits."""
+    for old, new in names.items():
+        if key == old or key.startswith(old + "."):
+            return new + key[len(old) :]
     return key
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from speechssl.contextual.config import ContextualConfig
-from speechssl.contextual.names import join_projections, rename_weight_norm
+from speechssl.contextual.names import join_projections, rename_weight_norm, replace_prefix
 from speechssl.errors import ConfigError
 from speechssl.formats import TransformersFolder
 
@@ -24,6 +24,8 @@ BLOCK = {
     "adapter_layer.norm": "adapter.norm",
     "adapter_layer.linear_1": "adapter.down",
     "adapter_layer.linear_2": "adapter.up",
+    "attention.gru_rel_pos_linear": "attention.gate.projection",
+    "attention.gru_rel_pos_const": "attention.gate.scale",
 }
 REST = {
     "masked_spec_embed": "mask_embedding",
@@ -31,6 +33,7 @@ REST = {
     "feature_projection.projection": "projection",
     "encoder.layer_norm": "encoder.norm",
     "encoder.pos_conv_embed.conv": "encoder.position.conv",
+    "encoder.layers.0.attention.rel_attn_embed": "encoder.relative_bias.bias",
 }
 NEEDED = {
     "hidden_act": "gelu",
@@ -78,6 +81,8 @@ def config_from_transformers(folder: TransformersFolder, kind: type[C]) -> C:
         pos_groups=config["num_conv_pos_embedding_groups"],
         # Where the norms come after, transformers builds no adapters whatever the config says.
         adapter_width=config.get("adapter_attn_dim") if config["do_stable_layer_norm"] else None,
+        relative_buckets=config.get("num_buckets", 320) if name == "wavlm" else 0,
+        relative_distance=config.get("max_bucket_distance", 800) if name == "wavlm" else kind.relative_distance,
         dropout=config["hidden_dropout"],
         attention_dropout=config["attention_dropout"],
         activation_dropout=config["activation_dropout"],
@@ -97,6 +102,8 @@ def config_to_transformers(config: ContextualConfig, *, model_type: str, archite
     optional: dict[str, Any] = {} if config.feature_norm else {"feat_proj_layer_norm": False}
     if config.adapter_width is not None:
         optional["adapter_attn_dim"] = config.adapter_width
+    if config.relative_buckets > 0:
+        optional |= {"num_buckets": config.relative_buckets, "max_bucket_distance": config.relative_distance}
     return {
         "architectures": [architecture],
         "model_type": model_type,
@@ -131,6 +138,8 @@ def _check_counterpart(config: ContextualConfig, model_type: str, architecture: 
         ("frontend", config.frontend == "conv_waveform"),
         ("pos_depth", config.pos_depth == 1),
         ("alibi", not config.alibi),
+        ("relative_buckets", (config.relative_buckets > 0) == (model_type == "wavlm")),
+        ("relative_gate", config.relative_gate),
         ("feature_norm", config.feature_norm or model_type == "hubert"),
         ("adapter_width", config.adapter_width is None or has_adapters),
     ):
@@ -146,10 +155,12 @@ def from_transformers(state: Mapping[str, Tensor], *, prefix: str, heads: tuple[
 
     Args:
         state: with either name of weight norm.
-        prefix: such as 'hubert.', which models with a head have before the upstream's names.
-        heads: beginnings of names that are no part of the upstream.
+        prefix: such as 'hubert.', which models with a head have before the upstream's names, and only before those.
+        heads: beginnings of names that are no part of the upstream, in models without the prefix.
     """
-    plain = {key.removeprefix(prefix): value for key, value in state.items() if not key.startswith(heads)}
+    plain = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not plain:
+        plain = {key: value for key, value in state.items() if not key.startswith(heads)}
     return join_projections({_our_name(key): value for key, value in plain.items() if not key.startswith(HEAD)})
 
 
@@ -170,28 +181,20 @@ def _our_name(key: str) -> str:
     if match := re.fullmatch(r"feature_extractor\.conv_layers\.(\d+)\.(conv|layer_norm)\.(\w+)", key):
         index, part, rest = match.groups()
         return f"frontend.{'convs' if part == 'conv' else 'norms'}.{index}.{rest}"
-    if match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(\w+)", key):
-        index, part, rest = match.groups()
-        return f"encoder.blocks.{index}.{BLOCK.get(part, part)}.{rest}"
-    return _replace_prefix(key, REST)
+    renamed = replace_prefix(key, REST)
+    if match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", renamed):
+        return f"encoder.blocks.{match[1]}.{replace_prefix(match[2], BLOCK)}"
+    return renamed
 
 
 def _their_name(key: str) -> str:
     if match := re.fullmatch(r"frontend\.(convs|norms)\.(\d+)\.(\w+)", key):
         part, index, rest = match.groups()
         return f"feature_extractor.conv_layers.{index}.{'conv' if part == 'convs' else 'layer_norm'}.{rest}"
-    if match := re.fullmatch(r"encoder\.blocks\.(\d+)\.(.+)\.(\w+)", key):
-        index, part, rest = match.groups()
-        return f"encoder.layers.{index}.{_inverse(BLOCK).get(part, part)}.{rest}"
-    return _replace_prefix(key, _inverse(REST))
+    if match := re.fullmatch(r"encoder\.blocks\.(\d+)\.(.+)", key):
+        return f"encoder.layers.{match[1]}.{replace_prefix(match[2], _inverse(BLOCK))}"
+    return replace_prefix(key, _inverse(REST))
 
 
 def _inverse(names: Mapping[str, str]) -> dict[str, str]:
     return {new: old for old, new in names.items()}
-
-
-def _replace_prefix(key: str, names: Mapping[str, str]) -> str:
-    for old, new in names.items():
-        if key == old or key.startswith(old + "."):
-            return new + key[len(old) :]
-    return key

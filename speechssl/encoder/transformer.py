@@ -39,9 +39,11 @@ class EncoderConfig:
     adapter_width: int | None = None
     """Of the adapter after each block; None = no adapters."""
     relative_buckets: int = 0
-    """Of distances, for a gated relative position bias on attention; 0 = none."""
+    """Of distances, for a learned relative position bias on attention; 0 = none."""
     relative_distance: int = 800
     """Frames from which on all distances share a bucket."""
+    relative_gate: bool = True
+    """Whether what is heard at a frame scales its relative position bias, see `PositionGate`."""
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation_dropout: float = 0.0
@@ -60,7 +62,7 @@ class TransformerBlock(nn.Module):
             config.width,
             heads=config.heads,
             dropout=config.attention_dropout,
-            gated=config.relative_buckets > 0,
+            gated=config.relative_buckets > 0 and config.relative_gate,
         )
         self.attention_norm = nn.LayerNorm(config.width)
         self.fc1 = nn.Linear(config.width, config.ffn_width)

@@ -1,0 +1,1 @@
+"""UniSpeech: contrastive and phonetic pre-training at once."""

@@ -1,0 +1,42 @@
+"""Shapes of the UniSpeech models.
+
+Paper: Wang et al. 2021, sec. 4.1, arXiv:2101.07597.
+"""
+
+from dataclasses import dataclass
+
+from speechssl.contextual.config import ContextualConfig
+
+
+@dataclass(frozen=True)
+class UniSpeechConfig(ContextualConfig):
+    """A UniSpeech model; the defaults have the size of wav2vec 2.0 base."""
+
+
+_LARGE = UniSpeechConfig(
+    conv_norm="layer",
+    conv_bias=True,
+    normalize=True,
+    feature_grad_mult=1.0,
+    width=1024,
+    depth=24,
+    heads=16,
+    ffn_width=4096,
+    pre_norm=True,
+    dropout=0.0,
+    attention_dropout=0.0,
+    input_dropout=0.0,
+    layerdrop=0.0,
+)
+
+PRESETS: dict[str, UniSpeechConfig] = {
+    "unispeech_large": _LARGE,
+    "unispeech_large_multilingual": _LARGE,
+}
+"""Both have heard 1,500 hours of Common Voice: with labels of English, and of several languages."""
+
+REPOSITORIES: dict[str, str] = {
+    "unispeech_large": "microsoft/unispeech-large-1500h-cv",
+    "unispeech_large_multilingual": "microsoft/unispeech-large-multi-lingual-1500h-cv",
+}
+"""Where the published weights are, in transformers' format."""

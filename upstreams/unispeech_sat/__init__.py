@@ -1,0 +1,1 @@
+"""UniSpeech-SAT: HuBERT that also tells speakers apart."""

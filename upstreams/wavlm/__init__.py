@@ -1,0 +1,1 @@
+"""WavLM: HuBERT on mixed utterances, with a gated relative position bias."""

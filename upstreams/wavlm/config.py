@@ -1,0 +1,44 @@
+"""Shapes of the WavLM models.
+
+Paper: Chen et al. 2022, sec. V, arXiv:2110.13900.
+"""
+
+from dataclasses import dataclass
+
+from speechssl.contextual.config import ContextualConfig
+
+
+@dataclass(frozen=True)
+class WavLMConfig(ContextualConfig):
+    """A WavLM model; the defaults are the published base model."""
+
+    relative_buckets: int = 320
+    """Of distances, for a learned relative position bias on attention; 0 = none."""
+
+
+PRESETS: dict[str, WavLMConfig] = {
+    "wavlm_base": WavLMConfig(),
+    "wavlm_base_plus": WavLMConfig(),
+    "wavlm_large": WavLMConfig(
+        conv_norm="layer",
+        normalize=True,
+        feature_grad_mult=1.0,
+        width=1024,
+        depth=24,
+        heads=16,
+        ffn_width=4096,
+        pre_norm=True,
+        dropout=0.0,
+        attention_dropout=0.0,
+        input_dropout=0.0,
+        layerdrop=0.0,
+    ),
+}
+"""base has heard 960 hours of LibriSpeech, the others 94,000 hours."""
+
+REPOSITORIES: dict[str, str] = {
+    "wavlm_base": "microsoft/wavlm-base",
+    "wavlm_base_plus": "microsoft/wavlm-base-plus",
+    "wavlm_large": "microsoft/wavlm-large",
+}
+"""Where the published weights are, in transformers' format."""
