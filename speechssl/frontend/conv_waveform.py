@@ -110,33 +110,22 @@ class ConvWaveform(nn.Module):
             waveform: (B, S), 0 beyond `lengths`.
             lengths: valid samples, (B,) int64.
         """
-        if self.known_statistics is None:
-            kernel, stride = self.layers[0]
-            means, variances = self.first_statistics(
-                *window_statistics(waveform, lengths, kernel=kernel, stride=stride)
-            )
-        else:
-            means, variances = (x.double().expand(waveform.size(0), -1) for x in self.known_statistics)
-        norm = self._parts[0][1]
-        scale = norm.weight.double() * torch.rsqrt(variances + EPS)
-        return scale.float(), (norm.bias.double() - means * scale).float()
+        if self.known_norm is not None:
+            scale, shift = self.known_norm
+            return scale.expand(waveform.size(0), -1), shift.expand(waveform.size(0), -1)
+        kernel, stride = self.layers[0]
+        return self.norm_of_windows(*window_statistics(waveform, lengths, kernel=kernel, stride=stride))
 
-    def first_statistics(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of what the first convolution puts out.
-
-        Args:
-            mean: of its windows, (B, K) float64.
-            covariance: of its windows, (B, K, K) float64.
-
-        Returns:
-            Both (B, C) float64.
-        """
-        conv = self._parts[0][0]
+    def norm_of_windows(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """`first_norm` from the mean (B, K) and the covariance (B, K, K) of the windows, both float64."""
+        conv, norm = self._parts[0]
         weight = conv.weight.squeeze(1).double()  # (C, K)
-        means = mean @ weight.T
+        means = mean @ weight.T  # (B, C)
         if conv.bias is not None:
             means = means + conv.bias.double()
-        return means, torch.einsum("ck,bkl,cl->bc", weight, covariance, weight).clamp(min=0.0)
+        variances = torch.einsum("ck,bkl,cl->bc", weight, covariance, weight).clamp(min=0.0)
+        scale = norm.weight.double() * torch.rsqrt(variances + EPS)
+        return scale.float(), (norm.bias.double() - means * scale).float()
 
     @property
     def _parts(self) -> list[tuple[nn.Conv1d, nn.LayerNorm]]:
