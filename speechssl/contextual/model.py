@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch import rand as uniform
 
 from speechssl.contextual.config import ContextualConfig
+from speechssl.encoder.linear import Linear
 from speechssl.encoder.transformer import EncoderConfig, TransformerEncoder
 from speechssl.errors import ConfigError
 from speechssl.frontend.conv_waveform import ConvWaveform
@@ -34,7 +35,7 @@ class ContextualUpstream(Upstream):
         self.frontend = frontend
         self.feature_width = frontend.width if isinstance(frontend, StackedLogMel) else config.conv_channels
         self.feature_norm = nn.LayerNorm(self.feature_width) if config.feature_norm else nn.Identity()
-        self.projection = nn.Linear(self.feature_width, config.width)
+        self.projection = Linear(self.feature_width, config.width)
         self.input_dropout = nn.Dropout(config.input_dropout)
         self.mask_embedding = nn.Parameter(uniform(config.width))
         self.encoder = self.make_encoder(config)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechssl.encoder.linear import Linear
 from speechssl.encoder.relative_bias import PositionGate
 from speechssl.errors import ConfigError
 
@@ -32,8 +33,8 @@ class SelfAttention(nn.Module):
             raise ConfigError(f"`width` must be a multiple of `heads`, but width is {width} and heads is {heads}.")
         self.heads = heads
         self.dropout = dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.output = Linear(width, width)
         self.gate = PositionGate(width, heads=heads) if gated else None
 
     def forward(self, x: Tensor, attended: Tensor | None, positions: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from speechssl.encoder.alibi import LinearBias
 from speechssl.encoder.attention import SelfAttention
+from speechssl.encoder.linear import Linear
 from speechssl.encoder.positional import ConvPositionalEmbedding, StackedConvPositionalEmbedding
 from speechssl.encoder.relative_bias import RelativePositionBias
 
@@ -65,8 +66,8 @@ class TransformerBlock(nn.Module):
             gated=config.relative_buckets > 0 and config.relative_gate,
         )
         self.attention_norm = nn.LayerNorm(config.width)
-        self.fc1 = nn.Linear(config.width, config.ffn_width)
-        self.fc2 = nn.Linear(config.ffn_width, config.width)
+        self.fc1 = Linear(config.width, config.ffn_width)
+        self.fc2 = Linear(config.ffn_width, config.width)
         self.ffn_norm = nn.LayerNorm(config.width)
         self.adapter = None if config.adapter_width is None else Adapter(config.width, inner=config.adapter_width)
         self.dropout = nn.Dropout(config.dropout)
@@ -98,8 +99,8 @@ class Adapter(nn.Module):
     def __init__(self, width: int, *, inner: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.down = nn.Linear(width, inner)
-        self.up = nn.Linear(inner, width)
+        self.down = Linear(width, inner)
+        self.up = Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
