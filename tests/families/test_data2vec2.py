@@ -196,7 +196,7 @@ def test_biases_fade_as_in_the_papers(heads: int) -> None:
         )
     module = LinearBias(heads)
     with torch.no_grad():
-        module.scale.uniform_(0.5, 2.0)
+        module.scale.copy_(torch.linspace(0.5, 2.0, heads))
     bias = module(5)[:, :, :5].flip(2)  # keys run backwards in it
     distances = torch.tensor([[float(abs(i - j)) for j in range(5)] for i in range(5)])
     expected = -distances * (torch.tensor(slopes) * module.scale)[:, None, None]
