@@ -5,7 +5,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,12 @@ def read_file(path: Path) -> Any:
 
 
 def load_weights(
-    module: nn.Module, state: Mapping[str, Tensor], *, origin: str, optional: frozenset[str] = frozenset()
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    origin: str,
+    optional: frozenset[str] = frozenset(),
+    their_name: Callable[[str], str] = str,
 ) -> None:
     """Copies weights into a module, all of them or none.
 
@@ -173,23 +178,26 @@ def load_weights(
         state: name -> weights.
         origin: named in errors.
         optional: names that may be missing.
+        their_name: from a name in the module to that in the file, where it is of another format.
 
     Raises:
-        SpeechsslError: names or shapes differ (they are listed, with near names), or a weight is no finite number.
+        SpeechsslError: names or shapes differ (they are listed as the file has them, with near names), or a weight is
+            no finite number.
     """
     expected = module.state_dict()
-    missing = sorted(expected.keys() - state.keys() - optional)
-    unexpected = sorted(state.keys() - expected.keys())
+    missing = sorted(map(their_name, expected.keys() - state.keys() - optional))
+    unexpected = sorted(map(their_name, state.keys() - expected.keys()))
     if missing or unexpected:
         problems = _listing("lack", missing, unexpected) + _listing("unexpectedly hold", unexpected, missing)
         raise SpeechsslError(f"The weights of {origin} don't fit its config:{problems} Is the config another model's?")
     for key, value in state.items():
-        if value.shape != expected[key].shape:
+        name, shape = their_name(key), tuple(expected[key].shape)
+        if value.shape != shape:
             raise SpeechsslError(
-                f"The weights of {origin} don't fit its config: '{key}' must have shape {tuple(expected[key].shape)}, "
+                f"The weights of {origin} don't fit its config: '{name}' must have shape {shape}, "
                 f"but has {tuple(value.shape)}. Is the config another model's?"
             )
-        _check_numbers(key, value, expected[key], origin=origin)
+        _check_numbers(name, value, expected[key], origin=origin)
     module.load_state_dict(dict(state), strict=False)
 
 

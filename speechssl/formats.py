@@ -4,7 +4,7 @@ A format is found out from a checkpoint's content, never from its file's name: `
 other whether the content is its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ class ForeignModel:
     """Weights by our names; heads of pre-training and of tasks are left out."""
     optional: frozenset[str] = frozenset()
     """Of our names, those that may be absent, since nothing but training uses them."""
+    their_name: Callable[[str], str] = str
+    """From our name of a weight to the one in the checkpoint, for errors; names that nobody knows stay."""
 
 
 @dataclass(frozen=True)

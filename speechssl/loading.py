@@ -181,7 +181,7 @@ def _from_file(path: Path, random_weights: int | None) -> Upstream:
 def _from_foreign(family: str, made: ForeignModel, random_weights: int | None, *, origin: str) -> Upstream:
     upstream = build_upstream(family, made.config, seed=random_weights or 0)
     if random_weights is None:
-        load_weights(upstream, made.state, origin=origin, optional=made.optional)
+        load_weights(upstream, made.state, origin=origin, optional=made.optional, their_name=made.their_name)
         upstream.weights = origin
     return upstream
 

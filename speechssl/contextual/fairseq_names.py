@@ -103,6 +103,22 @@ def rename_weights(state: Mapping[str, Tensor], *, heads: tuple[str, ...]) -> di
     return join_projections({_our_name(k): v.float() for k, v in kept.items()})
 
 
+def their_name(key: str) -> str:
+    """fairseq's name of a weight, from ours; {q,k,v}_proj stands for the three that are one here."""
+    if key == "encoder.relative_bias.bias.weight":
+        return RELATIVE_BIAS
+    if match := re.fullmatch(r"frontend\.(convs|norms)\.(\d+)\.(\w+)", key):
+        part, index, rest = match.groups()
+        return f"feature_extractor.conv_layers.{index}.{'0' if part == 'convs' else '2'}.{rest}"
+    key = re.sub(r"^encoder\.position\.convs\.(\d+)\.", r"encoder.pos_conv.\1.0.", key)
+    key = replace_prefix(key, {"encoder.position.conv": "encoder.pos_conv.0", "encoder.norm": "encoder.layer_norm"})
+    if match := re.fullmatch(r"encoder\.blocks\.(\d+)\.(.+)", key):
+        part = match[2].replace("attention.qkv.", "self_attn.{q,k,v}_proj.")
+        part = re.sub(r"^attention\.([qkv]_proj)", r"self_attn.\1", part)
+        return f"encoder.layers.{match[1]}.{replace_prefix(part, {new: old for old, new in BLOCK.items()})}"
+    return replace_prefix(key, {new: old for old, new in PLACES.items()})
+
+
 def _adapter_width(state: Mapping[str, Tensor], origin: str) -> int | None:
     """From the weights, since the settings of pre-training, which are what is read, have none."""
     shapes = {tuple(v.shape) for k, v in state.items() if k.endswith(".adapter_layer.W_a")}

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from speechssl.contextual import fairseq_names, transformers_format
+from speechssl.contextual import fairseq_names, torchaudio_format, transformers_format
 from speechssl.contextual.config import ContextualConfig
 from speechssl.fairseq_format import FairseqCheckpoint, has_settings, is_fairseq, open_fairseq
 from speechssl.formats import ForeignModel, Formats, TransformersFolder
@@ -17,7 +17,7 @@ OPTIONAL = frozenset({"mask_embedding"})
 
 @dataclass(frozen=True, kw_only=True)
 class ContextualFormats(Formats):
-    """Settings and weights of one family in the formats of transformers and fairseq."""
+    """Settings and weights of one family in the formats of transformers, fairseq and torchaudio."""
 
     config: type[ContextualConfig]
     model_types: tuple[str, ...]
@@ -34,27 +34,35 @@ class ContextualFormats(Formats):
     optional: frozenset[str] = OPTIONAL
 
     def read_file(self, content: Any, *, origin: str) -> ForeignModel | None:
-        """Reads a checkpoint of fairseq, of S3PRL's converter or of Microsoft's models."""
+        """Reads a checkpoint of fairseq, of S3PRL's converter, of Microsoft's models or of torchaudio."""
+        weights = torchaudio_format.weights_of(content)
+        if torchaudio_format.model_type(weights) in self.model_types:
+            config = torchaudio_format.config_from_weights(weights, self.config, origin=origin)
+            state = torchaudio_format.rename_weights(weights)
+            return ForeignModel(config, state, self.optional, torchaudio_format.their_name)
         if not is_fairseq(content) or not has_settings(content):
             return None
         checkpoint = open_fairseq(content, origin=origin)
         if not self.is_own(checkpoint):
             return None
         config = fairseq_names.config_from_fairseq(checkpoint, self.config, origin=origin)
-        state = fairseq_names.rename_weights(checkpoint.state, heads=self.fairseq_heads)
-        return ForeignModel(config, state, self.optional)
+        return ForeignModel(config, self.weights_from_fairseq(checkpoint), self.optional, fairseq_names.their_name)
 
     def is_own(self, checkpoint: FairseqCheckpoint) -> bool:
         """Whether a checkpoint is this family's."""
         transformer = checkpoint.model.get("layer_type") in (None, "transformer")  # conformers have the same name
         return checkpoint.architecture in self.fairseq_names and transformer
 
+    def weights_from_fairseq(self, checkpoint: FairseqCheckpoint) -> dict[str, Tensor]:
+        """The upstream's weights by our names."""
+        return fairseq_names.rename_weights(checkpoint.state, heads=self.fairseq_heads)
+
     def read_transformers(self, folder: TransformersFolder) -> ForeignModel:
         """See `speechssl.contextual.transformers_format`."""
         config = transformers_format.config_from_transformers(folder, self.config)
         prefix = f"{folder.model_type.replace('-', '_')}."
         state = transformers_format.from_transformers(folder.state, prefix=prefix, heads=self.heads)
-        return ForeignModel(config, state, self.optional)
+        return ForeignModel(config, state, self.optional, transformers_format.their_name)
 
     def write_transformers(self, config: ContextualConfig, state: Mapping[str, Tensor]) -> TransformersFolder:
         """See `speechssl.contextual.transformers_format`."""

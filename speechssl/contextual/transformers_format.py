@@ -164,6 +164,11 @@ def from_transformers(state: Mapping[str, Tensor], *, prefix: str, heads: tuple[
     return join_projections({_our_name(key): value for key, value in plain.items() if not key.startswith(HEAD)})
 
 
+def their_name(key: str) -> str:
+    """transformers' name of a weight, from ours; {q,k,v}_proj stands for the three that are one here."""
+    return _their_name(key.replace(".attention.qkv.", ".attention.{q,k,v}_proj."))
+
+
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames our weights to those of transformers."""
     result: dict[str, Tensor] = {}
