@@ -1,0 +1,1 @@
+"""DistilHuBERT: two blocks that predict the hidden states of HuBERT's twelve."""
