@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from speechssl.contextual.config import ContextualConfig
-from speechssl.contextual.names import join_projections, rename_weight_norm, replace_prefix
+from speechssl.contextual.names import inverse, join_projections, rename_weight_norm, replace_prefix
 from speechssl.errors import ConfigError
 from speechssl.fairseq_format import FairseqCheckpoint, parse_conv_layers
 
@@ -115,8 +115,11 @@ def their_name(key: str) -> str:
     if match := re.fullmatch(r"encoder\.blocks\.(\d+)\.(.+)", key):
         part = match[2].replace("attention.qkv.", "self_attn.{q,k,v}_proj.")
         part = re.sub(r"^attention\.([qkv]_proj)", r"self_attn.\1", part)
-        return f"encoder.layers.{match[1]}.{replace_prefix(part, {new: old for old, new in BLOCK.items()})}"
-    return replace_prefix(key, {new: old for old, new in PLACES.items()})
+        if part.startswith("adapter."):
+            inside = part.removeprefix("adapter.")
+            return f"encoder.layers.{match[1]}.adapter_layer.{inverse(ADAPTER).get(inside, inside)}"
+        return f"encoder.layers.{match[1]}.{replace_prefix(part, inverse(BLOCK))}"
+    return replace_prefix(key, inverse(PLACES))
 
 
 def _adapter_width(state: Mapping[str, Tensor], origin: str) -> int | None:

@@ -25,6 +25,11 @@ def replace_prefix(key: str, names: Mapping[str, str]) -> str:
     return key
 
 
+def inverse(names: Mapping[str, str]) -> dict[str, str]:
+    """new -> old."""
+    return {new: old for old, new in names.items()}
+
+
 def join_projections(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Joins '...attention.q_proj', 'k_proj' and 'v_proj' to '...attention.qkv', where all three are there; in place."""
     for key in [k for k in weights if ".attention.q_proj." in k]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from speechssl.contextual.config import ContextualConfig
-from speechssl.contextual.names import join_projections, rename_weight_norm, replace_prefix
+from speechssl.contextual.names import inverse, join_projections, rename_weight_norm, replace_prefix
 from speechssl.errors import ConfigError
 from speechssl.formats import TransformersFolder
 
@@ -197,9 +197,5 @@ def _their_name(key: str) -> str:
         part, index, rest = match.groups()
         return f"feature_extractor.conv_layers.{index}.{'conv' if part == 'convs' else 'layer_norm'}.{rest}"
     if match := re.fullmatch(r"encoder\.blocks\.(\d+)\.(.+)", key):
-        return f"encoder.layers.{match[1]}.{replace_prefix(match[2], _inverse(BLOCK))}"
-    return replace_prefix(key, _inverse(REST))
-
-
-def _inverse(names: Mapping[str, str]) -> dict[str, str]:
-    return {new: old for old, new in names.items()}
+        return f"encoder.layers.{match[1]}.{replace_prefix(match[2], inverse(BLOCK))}"
+    return replace_prefix(key, inverse(REST))

@@ -154,7 +154,7 @@ def test_a_missing_convolution_is_named(tmp_path: Path) -> None:
     state = fairseq_state(their_model().data2vec_audio)
     del state["encoder.pos_conv.4.0.weight"]
     torch.save({"cfg": {"model": SETTINGS, "task": {}}, "model": state}, tmp_path / "x.pt")
-    with pytest.raises(SpeechsslError, match=r"lack 'encoder\.position\.convs\.4\.weight'"):
+    with pytest.raises(SpeechsslError, match=r"lack 'encoder\.pos_conv\.4\.0\.weight'"):
         load_upstream(tmp_path / "x.pt")
 
 
