@@ -17,6 +17,8 @@ from speechssl.errors import SpeechsslError
 
 PREFIXES = ("w2v_encoder.w2v_model.", "w2v_model.", "encoder.w2v_model.")
 """Of the upstream inside a model that was fine-tuned."""
+FAIRSEQ2 = "encoder_frontend."
+"""In names of fairseq2, whose checkpoints hold no settings."""
 
 MOST_NAMES = 5
 """Of a checkpoint's content that an error lists."""
@@ -41,7 +43,10 @@ class FairseqCheckpoint:
 
 def is_fairseq(content: Any) -> bool:
     """Whether the content of a checkpoint looks like fairseq's, S3PRL's or Microsoft's: settings beside weights."""
-    return isinstance(content, Mapping) and ("model" in content or "model_weight" in content)
+    if not isinstance(content, Mapping) or ("model" not in content and "model_weight" not in content):
+        return False
+    model = content.get("model")
+    return not (isinstance(model, Mapping) and any(FAIRSEQ2 in str(name) for name in model))
 
 
 def open_fairseq(content: Any, *, origin: str) -> FairseqCheckpoint:

@@ -43,6 +43,28 @@ FAIRSEQ = {
     "ffn2.w_2": "ffn2.output_dense",
 }
 """Names of a block's parts in fairseq -> in transformers, where they differ."""
+FAIRSEQ2 = {
+    "ffn1.inner_proj": "ffn1.intermediate_dense",
+    "ffn1.output_proj": "ffn1.output_dense",
+    "self_attn.q_proj": "self_attn.linear_q",
+    "self_attn.k_proj": "self_attn.linear_k",
+    "self_attn.v_proj": "self_attn.linear_v",
+    "self_attn.output_proj": "self_attn.linear_out",
+    "self_attn.sdpa.r_proj": "self_attn.linear_pos",
+    "self_attn.sdpa.u_bias": "self_attn.pos_bias_u",
+    "self_attn.sdpa.v_bias": "self_attn.pos_bias_v",
+    "self_attn.sdpa.rel_k_embed": "self_attn.distance_embedding",
+    "conv_layer_norm": "conv_module.layer_norm",
+    "conv.pointwise_conv1": "conv_module.pointwise_conv1",
+    "conv.depthwise_conv": "conv_module.depthwise_conv",
+    "conv.batch_norm": "conv_module.batch_norm",
+    "conv.layer_norm": "conv_module.depthwise_layer_norm",
+    "conv.pointwise_conv2": "conv_module.pointwise_conv2",
+    "ffn2.inner_proj": "ffn2.intermediate_dense",
+    "ffn2.output_proj": "ffn2.output_dense",
+    "layer_norm": "final_layer_norm",
+}
+"""Names of a block's parts in fairseq2 -> in transformers, where they differ."""
 POINTWISE = (".conv.pointwise1.weight", ".conv.pointwise2.weight")
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)")
 BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.(.+)")
@@ -58,11 +80,11 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return _join(result)
 
 
-def from_fairseq(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As `from_transformers`, from fairseq's names; weights become float32."""
+def from_fairseq(state: Mapping[str, Tensor], names: Mapping[str, str] = FAIRSEQ) -> dict[str, Tensor]:
+    """As `from_transformers`, from the names of fairseq or (`names`) fairseq2; weights become float32."""
     matches = {key: LAYER.fullmatch(key) for key in state}
     renamed = {
-        f"encoder.layers.{match[1]}.{_renamed(match[2], FAIRSEQ)}" if match else key: state[key]
+        f"encoder.layers.{match[1]}.{_renamed(match[2], names)}" if match else key: state[key]
         for key, match in matches.items()
     }
     return from_transformers({key: v.float() if v.is_floating_point() else v for key, v in renamed.items()})

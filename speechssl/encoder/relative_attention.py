@@ -145,8 +145,9 @@ def rotate(x: Tensor, table: Tensor, *, heads: int) -> Tensor:
     B, T, D = x.shape
     x = x.view(B, T, heads, D // heads)
     first, second = x.chunk(2, dim=3)
-    cosine, sine = table[:, :, None, :]  # each (T, 1, D/H)
-    return (x * cosine + torch.cat((-second, first), dim=3) * sine).view(B, T, D)
+    cosine, sine = table.unsqueeze(2).unbind(0)  # each (T, 1, D/H)
+    turned = torch.cat((-second, first), dim=3)
+    return (x * cosine + turned * sine).view(B, T, D)
 
 
 def _masked(bias: Tensor, attended: Tensor | None) -> Tensor:
