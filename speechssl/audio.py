@@ -157,7 +157,7 @@ def _read_sndfile(path: Path, start: float, duration: float | None) -> tuple[NDA
         if file is None:
             return None, 0
         rate = int(file.samplerate)
-        first, count = _stretch(path, start, duration, rate, int(file.frames))
+        first, count = stretch(path, start, duration, rate, int(file.frames))
         try:
             file.seek(first)
             samples: NDArray[np.float32] = file.read(count, dtype="float32", always_2d=True)
@@ -196,7 +196,7 @@ def _read_av(path: Path, start: float, duration: float | None) -> tuple[NDArray[
     if not parts:
         raise AudioError(f"{path} holds no samples: record or convert it again, or leave it out.")
     samples = np.concatenate(parts, axis=1).T  # (S, C)
-    first, count = _stretch(path, start, duration, rate, samples.shape[0])
+    first, count = stretch(path, start, duration, rate, samples.shape[0])
     return samples[first : first + count], rate
 
 
@@ -205,8 +205,18 @@ def _planes(frame: Any) -> NDArray[np.float32]:
     return np.asarray(frame.to_ndarray(), dtype=np.float32)
 
 
-def _stretch(path: Path, start: float, duration: float | None, rate: int, frames: int) -> tuple[int, int]:
-    """Returns the first sample and the number of samples of a stretch, checked against the file's length."""
+def stretch(path: Path, start: float, duration: float | None, rate: int, frames: int) -> tuple[int, int]:
+    """Returns the first sample and the number of samples of a stretch, checked against the file's length.
+
+    Args:
+        start: seconds from the beginning of the file.
+        duration: seconds; None = to the end of the file.
+        rate: of the file, Hz.
+        frames: samples per channel that the file holds.
+
+    Raises:
+        AudioError: the stretch passes the end by more than `OVERRUN`.
+    """
     if frames < 1:
         raise AudioError(f"{path} holds no samples: record or convert it again, or leave it out.")
     first = round(start * rate)

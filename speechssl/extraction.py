@@ -3,33 +3,31 @@
 B batch, S samples, T frames, D width. Features come out as float32 on the CPU, trimmed to the valid frames.
 """
 
-import glob
 import logging
-import os
-from collections import Counter, deque
+import math
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from speechssl.audio import SUFFIXES, audio_info, read_audio
+from speechssl.audio import audio_info, read_audio
 from speechssl.data.batching import bucket_batches
-from speechssl.data.corpus import open_corpus, read_manifest
-from speechssl.errors import AudioError, ManifestError
+from speechssl.errors import AudioError
+from speechssl.forward import Precision, evaluating, forward_batch
+from speechssl.inputs import Items, resolve_items
+from speechssl.long_audio import CONTEXT, extract_long
 from speechssl.progress import progress
 from speechssl.types import HiddenStates, Utterance
 from speechssl.upstream import Upstream
 
+__all__ = ["Items", "Precision", "extract", "find_bad", "leave_out", "measure", "resolve_items"]
+
 logger = logging.getLogger(__name__)
 
-Items = str | Path | Utterance | Iterable[str | Path | Utterance]
-"""Audio files, folders (searched below, or a prepared corpus), globs, Lhotse cut manifests, or utterances."""
-Precision = Literal["float32", "bf16"]
 MAX_BATCH = 64
 """Most utterances per batch, whatever their length."""
 AHEAD = 2
@@ -47,6 +45,8 @@ def extract(
     in_order: bool = False,
     skip_bad: bool = False,
     bad: MutableMapping[str, str] | None = None,
+    chunk: float | None = None,
+    context: float = CONTEXT,
 ) -> Generator[tuple[Utterance, HiddenStates], None, None]:
     """Yields the features of each utterance.
 
@@ -61,6 +61,9 @@ def extract(
         precision: 'bf16' computes under autocast.
         skip_bad: leaves out what can't be read or is too short, with a log line each and their count at the end.
         bad: receives utterance id -> sentence for each that was left out.
+        chunk: seconds; what is longer is computed in windows of this length, so that its memory does not grow with it
+            (its features still do: `extract_long` hands them on in pieces). None = everything in one go.
+        context: seconds on both sides of a chunk that are computed with it and dropped.
 
     Yields:
         (utterance, features): `features[layer]` is (T, D) float32 on the CPU.
@@ -74,40 +77,36 @@ def extract(
     durations = measure(utterances, workers=workers, skip_bad=skip_bad, bad=failures)
     utterances = [u for u in utterances if u.id in durations]
     seconds = [durations[u.id] for u in utterances]
-    batches = _consecutive(seconds, batch_seconds) if in_order else _longest_first(seconds, batch_seconds)
-    training = upstream.training
-    upstream.eval()
-    try:
-        for batch, waveforms in _read_ahead(upstream, [[utterances[i] for i in b] for b in batches], workers):
-            kept = _usable(upstream, batch, waveforms, skip_bad, failures)
+    # What is longer than a chunk is a batch of its own, and not read in one go.
+    sizes = [math.inf if chunk is not None and s > chunk else s for s in seconds]
+    chosen = _consecutive(sizes, batch_seconds) if in_order else _longest_first(sizes, batch_seconds)
+    batches = [_Batch([utterances[i] for i in b], long=math.isinf(sizes[b[0]])) for b in chosen]
+    with evaluating(upstream):
+        for batch, waveforms in _read_ahead(upstream, batches, workers):
+            if batch.long and chunk is not None:
+                (utterance,) = batch.utterances
+                pieces = extract_long(
+                    upstream, utterance, chunk=chunk, context=context, layers=layers, precision=precision
+                )
+                try:
+                    features = _joined(pieces, len(upstream.hidden_sizes))
+                except AudioError as error:
+                    leave_out(utterance, error, skip_bad, failures)
+                else:
+                    yield utterance, features
+                continue
+            kept = _usable(upstream, batch.utterances, waveforms, skip_bad, failures)
             if kept:
                 yield from _features(upstream, kept, layers, precision)
-    finally:
-        upstream.train(training)
     if failures:
         logger.warning("%d of %d utterances were left out.", len(failures), len(failures) + len(durations))
 
 
-def resolve_items(items: Items) -> list[Utterance]:
-    """Returns the utterances that `items` stand for, in order, each once.
-
-    A file's id is its name without suffix, below a folder its path within the folder; files of one name in different
-    folders get their path instead.
-
-    Raises:
-        AudioError: a folder or glob without audio files.
-        ManifestError: a manifest that can't be read, or different utterances with one id.
-    """
-    found: list[Utterance] = []
-    for item in [items] if isinstance(items, str | Path | Utterance) else items:
-        found.extend([item] if isinstance(item, Utterance) else _resolve_path(Path(item)))
-    unique = list({(u.id, u.path, u.start, u.duration): u for u in found}.values())
-    counts = Counter(u.id for u in unique)
-    unique = [_named_by_path(u) if counts[u.id] > 1 else u for u in unique]
-    for name, count in Counter(u.id for u in unique).items():
-        if count > 1:
-            raise ManifestError(f"{count} different utterances have the id '{name}': give each an id of its own.")
-    return unique
+@dataclass(frozen=True)
+class _Batch:
+    utterances: list[Utterance]
+    long: bool
+    """Whether it is one utterance, to be computed in chunks."""
 
 
 def measure(
@@ -126,7 +125,7 @@ def measure(
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         for utterance, outcome in zip(utterances, pool.map(_duration, utterances), strict=True):
             if isinstance(outcome, AudioError):
-                _fail(utterance, outcome, skip_bad, bad)
+                leave_out(utterance, outcome, skip_bad, bad)
             else:
                 durations[utterance.id] = outcome
     return durations
@@ -142,7 +141,7 @@ def find_bad(utterances: Sequence[Utterance], *, workers: int = 2) -> dict[str, 
         for utterance, reason in zip(utterances, pool.map(_wrong, utterances), strict=True):
             advance(1.0)
             if reason is not None:
-                _fail(utterance, reason, True, bad)
+                leave_out(utterance, reason, True, bad)
     return bad
 
 
@@ -156,37 +155,6 @@ def _wrong(utterance: Utterance) -> AudioError | None:
     return outcome if isinstance(outcome, AudioError) else None
 
 
-def _resolve_path(path: Path) -> list[Utterance]:
-    if path.is_dir():
-        return _resolve_folder(path)
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        root = path.absolute().parent.parent
-        return read_manifest(path, root=root if (root / "corpus.json").is_file() else None)
-    if glob.has_magic(str(path)) and not path.exists():
-        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
-        if not matches:
-            raise AudioError(f"No file matches {path}: check the pattern.")
-        return [u for match in matches for u in _resolve_path(Path(match))]
-    return [Utterance(path.stem, str(path))]
-
-
-def _resolve_folder(folder: Path) -> list[Utterance]:
-    if (folder / "corpus.json").is_file():
-        corpus = open_corpus(folder)
-        return [u for split in ("train", "dev", "test") if split in corpus.splits() for u in corpus.utterances(split)]
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not files:
-        raise AudioError(f"The folder {folder} holds no audio files: name one that does.")
-    return [Utterance(p.relative_to(folder).with_suffix("").as_posix(), str(p)) for p in files]
-
-
-def _named_by_path(utterance: Utterance) -> Utterance:
-    path = Path(utterance.path)
-    if path.stem != Path(utterance.id).name:
-        return utterance  # named by a manifest, not by its file
-    return replace(utterance, id=os.path.relpath(path).replace(os.sep, "/").replace("../", ""))
-
-
 def _duration(utterance: Utterance) -> float | AudioError:
     try:
         if utterance.duration is not None:
@@ -196,7 +164,8 @@ def _duration(utterance: Utterance) -> float | AudioError:
         return error
 
 
-def _fail(utterance: Utterance, error: AudioError, skip_bad: bool, bad: MutableMapping[str, str] | None) -> None:
+def leave_out(utterance: Utterance, error: AudioError, skip_bad: bool, bad: MutableMapping[str, str] | None) -> None:
+    """Raises the error; or, to `skip_bad`, logs it and notes it in `bad`."""
     if not skip_bad:
         raise error
     logger.warning("Left out: %s", error)
@@ -220,15 +189,17 @@ def _consecutive(seconds: Sequence[float], batch_seconds: float) -> list[list[in
 
 
 def _read_ahead(
-    upstream: Upstream, batches: Iterable[list[Utterance]], workers: int
-) -> Iterator[tuple[list[Utterance], list[Tensor | AudioError]]]:
+    upstream: Upstream, batches: Iterable[_Batch], workers: int
+) -> Iterator[tuple[_Batch, list[Tensor | AudioError]]]:
+    """Yields each batch with its waveforms; long ones come without."""
     pool = ThreadPoolExecutor(max(workers, 1))
     remaining = iter(batches)
-    waiting: deque[tuple[list[Utterance], list[Future[Tensor | AudioError]]]] = deque()
+    waiting: deque[tuple[_Batch, list[Future[Tensor | AudioError]]]] = deque()
 
     def submit(count: int) -> None:
         for batch in islice(remaining, count):
-            waiting.append((batch, [pool.submit(_read, u, upstream.sample_rate) for u in batch]))
+            wanted = [] if batch.long else batch.utterances
+            waiting.append((batch, [pool.submit(_read, u, upstream.sample_rate) for u in wanted]))
 
     try:
         submit(1 + AHEAD)
@@ -258,11 +229,11 @@ def _usable(
     kept: list[tuple[Utterance, Tensor]] = []
     for utterance, waveform in zip(batch, waveforms, strict=True):
         if isinstance(waveform, AudioError):
-            _fail(utterance, waveform, skip_bad, bad)
+            leave_out(utterance, waveform, skip_bad, bad)
         elif int(upstream.output_lengths(torch.tensor([waveform.numel()]))) < 1:
             seconds = waveform.numel() / upstream.sample_rate
             reason = f"is {seconds:.3f} s long, shorter than one frame of '{upstream.name}': leave it out"
-            _fail(utterance, AudioError(f"{utterance.path} {reason}."), skip_bad, bad)
+            leave_out(utterance, AudioError(f"{utterance.path} {reason}."), skip_bad, bad)
         else:
             kept.append((utterance, waveform))
     return kept
@@ -273,21 +244,14 @@ def _features(
 ) -> Iterator[tuple[Utterance, HiddenStates]]:
     lengths = torch.tensor([w.numel() for _, w in batch])
     waveform = torch.nn.utils.rnn.pad_sequence([w for _, w in batch], batch_first=True)  # (B, S)
-    states, frames = _forward(upstream, waveform, lengths, layers, precision)
+    states, frames = forward_batch(upstream, waveform, lengths, layers, precision)
     for row, (utterance, _) in enumerate(batch):
         # A copy: a slice would keep the whole batch alive, and could not take part in autograd.
         own = {layer: state[row, : frames[row]].float().clone() for layer, state in states.items()}  # (T, D)
         yield utterance, HiddenStates(own, len(upstream.hidden_sizes))
 
 
-@torch.inference_mode()
-def _forward(
-    upstream: Upstream, waveform: Tensor, lengths: Tensor, layers: Sequence[int] | None, precision: Precision
-) -> tuple[dict[int, Tensor], list[int]]:
-    """Returns layer -> (B, T, D) on the CPU, and the valid frames per utterance."""
-    tensors = [*upstream.parameters(), *upstream.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        out = upstream(waveform.to(device), lengths.to(device), layers=layers)
-    states = {k: out.hidden_states[k].cpu() for k in out.hidden_states.layers}
-    return states, out.lengths.tolist()
+def _joined(pieces: Iterable[HiddenStates], count: int) -> HiddenStates:
+    """The pieces of an utterance as one of its `count` hidden states."""
+    held = list(pieces)  # (T of the piece, D)
+    return HiddenStates({k: torch.cat([piece[k] for piece in held]) for k in held[0].layers}, count)

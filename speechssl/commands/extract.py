@@ -1,4 +1,4 @@
-"""`speechssl extract`: features of audio files, one file per utterance, with an index."""
+"""`speechssl extract`: features of audio files, in files of several formats, with an index."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,13 +8,21 @@ import typer
 
 def command(
     upstream: Annotated[str, typer.Argument(help="Preset, folder, or repository of an upstream.")],
-    inputs: Annotated[list[str], typer.Argument(help="Audio files, folders, globs, corpora, or Lhotse manifests.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Audio files, folders, globs, lists, wav.scp, corpora, manifests.")
+    ],
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the features and index.jsonl.")],
     layers: Annotated[str | None, typer.Option(help="Such as 6,9 or -1; by default all.")] = None,
     format: Annotated[
-        Literal["safetensors", "npy"], typer.Option(help="safetensors: a tensor per layer; npy: one array.")
+        Literal["safetensors", "npy", "kaldi", "webdataset"],
+        typer.Option(help="Files: a tensor per layer, or one array; ark and scp; tar shards."),
     ] = "safetensors",
+    chunk: Annotated[
+        float | None, typer.Option(help="Seconds; longer files are computed in windows, in constant memory.")
+    ] = None,
+    context: Annotated[float, typer.Option(help="Seconds on both sides of a chunk that are computed with it.")] = 5.0,
+    shard_size: Annotated[int, typer.Option(min=1, help="MB of features per ark or tar.")] = 256,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad files and list them in bad.tsv.")] = False,
     random_weights: Annotated[int | None, typer.Option(metavar="SEED", help="Random weights of this seed.")] = None,
     precision: Annotated[
@@ -32,12 +40,22 @@ def command(
     from rich.console import Console
     from rich.table import Table
 
-    from speechssl.feature_files import FeatureFolder, write_features
+    from speechssl.feature_extraction import write_features
+    from speechssl.feature_files import FeatureFolder
     from speechssl.loading import load_upstream
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     loaded = load_upstream(upstream, device=device, dtype=dtype, random_weights=random_weights)
-    folder = FeatureFolder(output, upstream=loaded, layers=_layers(layers), format=format, precision=precision)
+    folder = FeatureFolder(
+        output,
+        upstream=loaded,
+        layers=_layers(layers),
+        format=format,
+        precision=precision,
+        chunk=chunk,
+        context=context,
+        shard_bytes=shard_size * 1_000_000,
+    )
     summary = write_features(loaded, inputs, folder, batch_seconds=batch_seconds, workers=workers, skip_bad=skip_bad)
     table = Table("", "utterances", "seconds of audio", "frames", title=str(output))
     rows = {"computed now": summary.computed, "there already": summary.kept}

@@ -7,13 +7,17 @@ audio/<source>/<id>.flac         16 kHz mono
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from speechssl.errors import ManifestError, suggest
 from speechssl.types import Utterance
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -77,28 +81,74 @@ def open_corpus(root: str | Path) -> Corpus:
 
 
 def read_manifest(path: Path, *, root: Path | None = None) -> list[Utterance]:
-    """Reads a Lhotse cut manifest (.jsonl or .jsonl.gz) into utterances.
+    """Reads a Lhotse manifest (.jsonl or .jsonl.gz) into utterances: one per cut, or of recordings one per recording.
 
-    The first supervision gives `text`, `speaker`, `language`; its `custom` fields give the rest.
+    Where a manifest of supervisions stands beside that of the recordings ('recordings' in its name, 'supervisions' in
+    theirs), there is one utterance per supervision instead. The first supervision of a cut gives `text`, `speaker`,
+    `language`; its `custom` fields give the rest.
 
     Args:
         root: folder that relative audio paths start from; None = the folder of the manifest.
 
     Raises:
-        ManifestError: missing or malformed; the message names the file and what is wrong.
+        ManifestError: missing or malformed; the message names the file, the line and what is wrong.
     """
+    base = path.parent if root is None else root
+    found: list[Utterance] = []
+    supervisions = _supervisions_beside(path)
+    without = 0
+    for where, item in _json_lines(path):
+        with _naming_line(where):
+            if "sources" not in item:
+                found.append(_of_cut(item, base))
+            elif supervisions is None:
+                found.append(Utterance(item["id"], _source(item, base), 0.0, float(item["duration"])))
+            else:
+                own = supervisions.pop(item["id"], [])
+                without += not own
+                found.extend(_of_supervision(s, _source(item, base)) for s in own)
+    for recording, left in (supervisions or {}).items():
+        raise ManifestError(f"{path} lacks the recording '{recording}' of the supervision '{left[0]['id']}': add it.")
+    if without:
+        logger.info("%d recordings of %s have no supervision, and are left out.", without, path)
+    return found
+
+
+def locate(source: str, base: Path) -> Path:
+    """A path as a list names it: relative to the list's folder, or, where nothing is there, to the working folder."""
+    beside = base / source
+    return Path(source) if not beside.exists() and Path(source).exists() else beside
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields ('<path>, line <n>,', object) for each line."""
     from lhotse.serialization import load_jsonl
 
     if not path.is_file():
         raise ManifestError(f"The manifest {path} does not exist: check the path.")
     if not path.stat().st_size:
         raise ManifestError(f"The manifest {path} is an empty file of 0 bytes: prepare it again.")
-    base = path.parent if root is None else root
+    number = 0
+    items = load_jsonl(path)
+    while True:
+        number += 1
+        with _naming_line(f"{path}, line {number},"):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            if not isinstance(item, dict):
+                raise TypeError("it is no JSON object")
+        yield f"{path}, line {number},", item
+
+
+@contextmanager
+def _naming_line(where: str) -> Iterator[None]:
     try:
-        return [_utterance(item, base) for item in load_jsonl(path)]
+        yield
     except (KeyError, IndexError, TypeError, ValueError, OSError, EOFError) as error:
         raise ManifestError(
-            f"The manifest {path} is not a whole Lhotse cut manifest ({_reason(error)}): mend it, or prepare it again."
+            f"{where} is not of a whole Lhotse manifest ({_reason(error)}): mend it, or prepare it again."
         ) from error
 
 
@@ -107,11 +157,43 @@ def _reason(error: Exception) -> str:
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error).removesuffix(".")
 
 
-def _utterance(cut: Mapping[str, Any], base: Path) -> Utterance:
-    supervisions = cut.get("supervisions") or [{}]
-    supervision = supervisions[0]
+def _supervisions_beside(path: Path) -> dict[str, list[dict[str, Any]]] | None:
+    """Recording -> its supervisions, from the manifest that belongs to one of recordings; None = there is none."""
+    beside = path.with_name(path.name.replace("recordings", "supervisions"))
+    if beside == path or not beside.is_file():
+        return None
+    found: dict[str, list[dict[str, Any]]] = {}
+    for where, item in _json_lines(beside):
+        with _naming_line(where):
+            _of_supervision(item, "")
+            found.setdefault(item["recording_id"], []).append(item)
+    return found
+
+
+def _of_cut(cut: Mapping[str, Any], base: Path) -> Utterance:
+    if "recording_id" in cut:
+        raise ValueError("it holds supervisions, which have no audio: name the manifest of recordings or of cuts")
+    if "tracks" in cut:
+        raise ValueError("it holds a mixed cut: name cuts of single recordings")
+    supervision = (cut.get("supervisions") or [{}])[0]
+    path = _source(cut["recording"], base)
+    return Utterance(cut["id"], path, float(cut["start"]), float(cut["duration"]), _labels(supervision))
+
+
+def _of_supervision(supervision: Mapping[str, Any], path: str) -> Utterance:
+    start, duration = float(supervision["start"]), float(supervision["duration"])
+    return Utterance(supervision["id"], path, start, duration, _labels(supervision))
+
+
+def _labels(supervision: Mapping[str, Any]) -> dict[str, Any]:
     labels = {k: supervision[k] for k in ("text", "speaker", "language", "gender") if supervision.get(k) is not None}
     labels.update(supervision.get("custom") or {})
-    source = Path(cut["recording"]["sources"][0]["source"])
-    path = source if source.is_absolute() else base / source
-    return Utterance(cut["id"], str(path), float(cut["start"]), float(cut["duration"]), labels)
+    return labels
+
+
+def _source(recording: Mapping[str, Any], base: Path) -> str:
+    source = recording["sources"][0]
+    kind = source.get("type", "file")
+    if kind != "file":
+        raise ValueError(f"its audio is of type '{kind}', and only files are read")
+    return str(locate(source["source"], base))

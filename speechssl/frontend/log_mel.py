@@ -216,3 +216,18 @@ def normalize_frames(features: Tensor, lengths: Tensor, *, correction: int = 0) 
     centred = (features - mean).masked_fill(padding, 0.0)
     deviation = (centred.square().sum(dim=1, keepdim=True) / (count - correction).clamp(min=1.0)).sqrt()
     return torch.where(deviation > LEAST_DEVIATION, centred / deviation, 0.0)
+
+
+def standardize_frames(features: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """What `normalize_frames` does, with statistics that are known already.
+
+    Args:
+        features: (..., C).
+        mean: (C,).
+        deviation: (C,).
+
+    Returns:
+        (..., C) in the type of `features`.
+    """
+    normalized = (features - mean) / deviation
+    return torch.where(deviation > LEAST_DEVIATION, normalized, 0.0).to(features.dtype)

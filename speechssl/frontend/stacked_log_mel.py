@@ -6,7 +6,7 @@ B batch, S samples, T frames, M mel bands.
 import torch
 from torch import Tensor, nn
 
-from speechssl.frontend.log_mel import LogMel, LogMelConfig, normalize_frames
+from speechssl.frontend.log_mel import LogMel, LogMelConfig, normalize_frames, standardize_frames
 
 
 class StackedLogMel(nn.Module):
@@ -20,6 +20,8 @@ class StackedLogMel(nn.Module):
     def __init__(self, num_mel_bins: int, *, stack: int) -> None:
         super().__init__()
         self.stack = stack
+        self.known_statistics: tuple[Tensor, Tensor] | None = None
+        """Mean and deviation (M,) of the whole of an utterance, where the waveform is a stretch of it."""
         self.width = num_mel_bins * stack
         self.log_mel = LogMel(LogMelConfig(num_mel_bins=num_mel_bins))
         self.hop = self.log_mel.options.hop * stack  # samples from one frame to the next
@@ -30,7 +32,11 @@ class StackedLogMel(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """(B, S) -> (B, T, stack M), float32; a last frame that is half padding is not a valid one."""
-        features = normalize_frames(self.log_mel(waveform), self.log_mel.output_lengths(lengths))  # (B, stack T, M)
+        features = self.log_mel(waveform)  # (B, stack T, M)
+        if self.known_statistics is None:
+            features = normalize_frames(features, self.log_mel.output_lengths(lengths))
+        else:
+            features = standardize_frames(features, *self.known_statistics)
         frames = features.size(1) // self.stack
         features = features[:, : frames * self.stack]
         return features.reshape(features.size(0), frames, self.width)
