@@ -36,7 +36,11 @@ class ConvContextFormats(Formats):
             return None
         settings = context_settings(checkpoint, origin=origin) | self.more_settings(checkpoint)
         state = {k: v.float() for k, v in checkpoint.state.items() if not k.startswith(HEADS)}
-        return ForeignModel(self.config(**settings), self.rename(state, settings))
+        return ForeignModel(
+            self.config(**settings),
+            self.rename(state, settings),
+            their_name=lambda key: self.their_name(key, settings),
+        )
 
     def more_settings(self, checkpoint: FairseqCheckpoint) -> dict[str, Any]:  # noqa: ARG002  # families override it
         """Settings that only this family has."""
@@ -45,6 +49,16 @@ class ConvContextFormats(Formats):
     def rename(self, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor]:  # noqa: ARG002
         """Weights by our names; names that nobody knows are kept as they are."""
         return {_our_name(key): value for key, value in state.items()}
+
+    def their_name(self, key: str, settings: Mapping[str, Any]) -> str:  # noqa: ARG002
+        """fairseq's name of a weight by ours."""
+        if match := re.fullmatch(r"frontend\.(convs|norms)\.(\d+)\.(\w+)", key):
+            return f"feature_extractor.conv_layers.{match[2]}.{'0' if match[1] == 'convs' else '2'}.{match[3]}"
+        if match := re.fullmatch(r"encoder\.blocks\.(\d+)\.(conv|norm)\.(\w+)", key):
+            return f"feature_aggregator.conv_layers.{match[1]}.{'1' if match[2] == 'conv' else '3'}.{match[3]}"
+        if match := re.fullmatch(r"encoder\.blocks\.(\d+)\.residual\.weight", key):
+            return f"feature_aggregator.residual_proj.{match[1]}.weight"
+        return key
 
 
 def quantizer_type(checkpoint: FairseqCheckpoint) -> str:

@@ -117,5 +117,5 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     state = random_state(settings())
     del state["feature_aggregator.conv_layers.1.1.weight"]
     torch.save(older(settings(), state), tmp_path / "less.pt")
-    with pytest.raises(SpeechsslError, match=r"less\.pt.*lack 'encoder\.blocks\.1\.conv\.weight'"):
+    with pytest.raises(SpeechsslError, match=r"less\.pt.*lack 'feature_aggregator\.conv_layers\.1\.1\.weight'"):
         load_upstream(tmp_path / "less.pt")

@@ -31,6 +31,19 @@ class VqWav2VecFormats(ConvContextFormats):
         codewords = settings["codewords"]
         return dict(_renamed(key, value, codewords) for key, value in super().rename(state, settings).items())
 
+    def their_name(self, key: str, settings: Mapping[str, Any]) -> str:
+        """fairseq's name of a weight by ours."""
+        gumbel = settings["quantizer"] == "gumbel"
+        if key == "quantizer.codebook":
+            return f"vector_quantizer.{'vars' if gumbel else 'embedding'}"
+        if match := re.fullmatch(r"quantizer\.projection\.(\d+)\.(weight|bias)", key):
+            last = settings["projection_depth"] - 1
+            place = "" if last == 0 else f".{match[1]}" if int(match[1]) == last else f".{match[1]}.0"
+            return f"vector_quantizer.weight_proj{place}.{match[2]}"
+        if match := re.fullmatch(r"quantizer\.(projection|norm)\.(weight|bias)", key):
+            return f"vector_quantizer.projection.{'0' if match[1] == 'projection' else '1'}.{match[2]}"
+        return super().their_name(key, settings)
+
 
 def _renamed(key: str, value: Tensor, codewords: int) -> tuple[str, Tensor]:
     if key == "vector_quantizer.vars":  # (1, groups x codewords, channels)

@@ -9,6 +9,8 @@ from torch import Tensor
 from speechssl.conv_context.model import ConvContextUpstream, activation_function
 from speechssl.errors import ConfigError
 from speechssl.lengths import lengths_to_padding_mask
+from speechssl.types import UpstreamOutput
+from speechssl.upstream import Upstream
 from upstreams.vq_wav2vec.config import VqWav2VecConfig
 from upstreams.vq_wav2vec.quantizer import GumbelQuantizer, KmeansQuantizer
 
@@ -24,6 +26,7 @@ class VqWav2VecUpstream(ConvContextUpstream):
 
     name = "vq_wav2vec"
     family = "vq_wav2vec"
+    config: VqWav2VecConfig
 
     def __init__(self, config: VqWav2VecConfig) -> None:
         super().__init__(config, feature_width=config.codebook_width or config.conv_channels)
@@ -59,14 +62,34 @@ class VqWav2VecUpstream(ConvContextUpstream):
             (B, T, G) int64, within 0..codewords - 1; -1 beyond the valid frames, of which there are
             `output_lengths(lengths)`.
         """
-        found: list[Tensor] = []
-        hook = self.quantizer.register_forward_hook(lambda _module, _inputs, output: found.append(output[1]))
-        try:
-            out = self(waveform, lengths, layers=[0])  # which checks the input, and cuts off what lies beyond `lengths`
-        finally:
-            hook.remove()
-        padding = lengths_to_padding_mask(out.lengths, found[0].size(1))  # (B, T)
-        return found[0].masked_fill(padding[:, :, None], NO_CODE)
+        out: UpstreamOutput = _Codes(self)(
+            waveform, lengths
+        )  # which checks the input and hides what lies beyond `lengths`
+        codes: Tensor = out.hidden_states[0].long()
+        padding = lengths_to_padding_mask(out.lengths, codes.size(1))  # (B, T)
+        return codes.masked_fill(padding[:, :, None], NO_CODE)
+
+
+class _Codes(Upstream):
+    """A model's codes as an upstream's only hidden state, so that all that holds for one holds for them."""
+
+    def __init__(self, model: VqWav2VecUpstream) -> None:
+        groups = model.config.groups
+        super().__init__(sample_rate=model.sample_rate, frame_rate=model.frame_rate, hidden_sizes=(groups,))
+        self.name, self.model = model.name, model
+
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """Those of the model."""
+        return self.model.output_lengths(lengths)
+
+    def compute(self, waveform: Tensor, lengths: Tensor, layers: frozenset[int]) -> dict[int, Tensor]:
+        """Codes (B, T, G) as float32, which holds them exactly."""
+        codes: Tensor = self.model.quantizer(*self.model.extract_features(waveform, lengths))[1]
+        return dict.fromkeys(layers, codes.float())
+
+    def fingerprint_config(self) -> str:
+        """That of the model."""
+        return self.model.fingerprint_config()
 
 
 def build(config: VqWav2VecConfig) -> VqWav2VecUpstream:
