@@ -23,10 +23,13 @@ class SelfAttention(nn.Module):
     Paper: Vaswani et al. 2017, sec. 3.2, arXiv:1706.03762.
     """
 
-    def __init__(self, width: int, *, heads: int, dropout: float = 0.0, gated: bool = False) -> None:
+    def __init__(
+        self, width: int, *, heads: int, dropout: float = 0.0, gated: bool = False, gate_hears_query: bool = False
+    ) -> None:
         """
         Args:
             gated: whether a `PositionGate` scales the relative position bias.
+            gate_hears_query: whether it hears the queries instead of what they are made of.
         """
         super().__init__()
         if width % heads:
@@ -36,6 +39,7 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.output = Linear(width, width)
         self.gate = PositionGate(width, heads=heads) if gated else None
+        self.gate_hears_query = gate_hears_query
 
     def forward(self, x: Tensor, attended: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """Attends.
@@ -55,7 +59,8 @@ class SelfAttention(nn.Module):
         if positions is None:
             y = attend(query, key, value, attended, dropout=dropout)
         else:
-            gate = x.new_ones(1, 1, 1, 1) if self.gate is None else self.gate(x)
+            heard = qkv[:, :, 0].reshape(B, T, D) if self.gate_hears_query else x
+            gate = x.new_ones(1, 1, 1, 1) if self.gate is None else self.gate(heard)
             y = attend_gated(query, key, value, attended, gate=gate, positions=positions, dropout=dropout)
         return self.output(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]  # nn.Module returns Any
 

@@ -59,7 +59,7 @@ class PositionGate(nn.Module):
         self.scale = nn.Parameter(torch.ones(1, heads, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D), the input of the attention before any projection -> (B, H, T, 1)."""
+        """(B, T, D), the input of the attention, or its queries (BEATs) -> (B, H, T, 1)."""
         B, T, D = x.shape
         logits = self.projection(x.view(B, T, self.heads, D // self.heads))  # (B, T, H, 8)
         update, reset = logits.view(B, T, self.heads, 2, 4).sum(dim=4).sigmoid().transpose(1, 2).chunk(2, dim=3)
