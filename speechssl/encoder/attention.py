@@ -107,12 +107,26 @@ def attend_gated(
     gate, positions = gate.to(query.dtype).expand(*query.shape[:3], 1), positions.to(query.dtype)
     if query.device.type == "cpu":
         return attend_in_chunks(query, key, value, attended, dropout=dropout, gate=gate, positions=positions[:, :, :T])
+    bias = dense_bias(gate, positions, attended)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+
+
+def dense_bias(gate: Tensor, positions: Tensor, attended: Tensor | None) -> Tensor:
+    """All of a gated bias at once, for fused attention.
+
+    Args:
+        gate: (B, H, T, 1).
+        positions: (H, T, T or more).
+        attended: (B, 1, 1, T) bool in the order of `positions`, True = may be attended to; None = all.
+
+    Returns:
+        (B, H, T, T), -inf where not to be attended to; rows begin at multiples of the size of those of `positions`.
+    """
+    T = gate.size(2)
     if attended is None:
-        bias = gate * positions  # (B, H, T, T or more)
-    else:
-        hidden = F.pad(_additive(attended, query), (0, positions.size(2) - T))
-        bias = torch.addcmul(hidden, gate, positions)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[..., :T], dropout_p=dropout)
+        return (gate * positions)[..., :T]
+    hidden = F.pad(_additive(attended, gate), (0, positions.size(2) - T))
+    return torch.addcmul(hidden, gate, positions)[..., :T]
 
 
 def attend_in_chunks(

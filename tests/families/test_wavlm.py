@@ -147,6 +147,21 @@ def test_attention_and_its_gradients_are_those_of_a_slow_reference_in_pieces_of_
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+def test_fused_attention_with_the_whole_bias_gives_the_same(padded: bool) -> None:
+    module, bias, x, attended = gated()
+    assert module.gate is not None
+    positions, wanted = bias(11), attended.flip(3) if padded else None
+    whole = attention.dense_bias(module.gate(x), positions, wanted)
+    assert whole.shape == (3, 2, 11, 11)
+    assert whole.stride(2) % 16 == 0
+    query, key, value = module.qkv(x).view(3, 11, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    fused = torch.nn.functional.scaled_dot_product_attention(query, key.flip(2), value.flip(2), attn_mask=whole)
+    expected = module(x, attended if padded else None, positions)
+    torch.testing.assert_close(module.output(fused.transpose(1, 2).reshape(3, 11, 16)), expected, rtol=0, atol=1e-10)
+
+
 def test_no_bias_as_large_as_all_attention_weights_exists_on_a_cpu() -> None:
     module, bias, _, _ = gated(torch.float32)
     x = torch.randn(2, 1_500, 16, generator=torch.Generator().manual_seed(0))
