@@ -50,7 +50,8 @@ class ContextualFormats(Formats):
 
     def is_own(self, checkpoint: FairseqCheckpoint) -> bool:
         """Whether a checkpoint is this family's."""
-        transformer = checkpoint.model.get("layer_type") in (None, "transformer")  # conformers have the same name
+        # Conformers have the same name; 'trf_adp' is a transformer with adapters.
+        transformer = checkpoint.model.get("layer_type") in (None, "transformer", "trf_adp")
         return checkpoint.architecture in self.fairseq_names and transformer
 
     def weights_from_fairseq(self, checkpoint: FairseqCheckpoint) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ _LARGE = Wav2Vec2Config(
 )
 _LV60 = replace(_LARGE, conv_norm="layer", conv_bias=True, normalize=True, pre_norm=True)
 _1B = replace(_LV60, width=1280, depth=48, ffn_width=5120)
+_1B_ADAPTED = replace(_1B, adapter_width=16)
 
 PRESETS: dict[str, Wav2Vec2Config] = {
     "wav2vec2_base": Wav2Vec2Config(),
@@ -39,6 +40,9 @@ PRESETS: dict[str, Wav2Vec2Config] = {
     "wav2vec2_xls_r_2b": replace(_1B, width=1920, ffn_width=7680),
     "wav2vec2_mms_300m": _LV60,
     "wav2vec2_mms_1b": _1B,
+    "wav2vec2_mms_1b_all": _1B_ADAPTED,
+    "wav2vec2_mms_1b_fl102": _1B_ADAPTED,
+    "wav2vec2_mms_1b_l1107": _1B_ADAPTED,
 }
 """All are published."""
 
@@ -53,5 +57,8 @@ REPOSITORIES: dict[str, str] = {
     "wav2vec2_xls_r_2b": "facebook/wav2vec2-xls-r-2b",
     "wav2vec2_mms_300m": "facebook/mms-300m",
     "wav2vec2_mms_1b": "facebook/mms-1b",
+    "wav2vec2_mms_1b_all": "facebook/mms-1b-all",
+    "wav2vec2_mms_1b_fl102": "facebook/mms-1b-fl102",
+    "wav2vec2_mms_1b_l1107": "facebook/mms-1b-l1107",
 }
 """Where the published weights are, in transformers' format."""
