@@ -52,6 +52,7 @@ class StackedConvPositionalEmbedding(nn.Module):
         """
         super().__init__()
         _check_groups(width, groups)
+        self.width = width
         self.convs = nn.ModuleList(
             nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)
         )
@@ -69,7 +70,7 @@ class StackedConvPositionalEmbedding(nn.Module):
         y = x
         for conv in self.convs:
             y = conv(y.transpose(1, 2))[:, :, : x.size(1)].transpose(1, 2)  # (B, T, D)
-            y = F.gelu(F.layer_norm(y, y.shape[-1:]))
+            y = F.gelu(F.layer_norm(y, (self.width,)))
             if padding_mask is not None:
                 y = y.masked_fill(padding_mask[:, :, None], 0.0)
         return y
