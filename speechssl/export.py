@@ -1,36 +1,101 @@
 """Upstreams in other formats, for other toolkits."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from speechssl.checkpoint import save_folder, save_upstream, write_json
 from speechssl.errors import SpeechsslError
+from speechssl.formats import TransformersFolder
 from speechssl.loading import load_upstream
 from speechssl.registry import family_module
 from speechssl.upstream import Upstream
 
+logger = logging.getLogger(__name__)
+
+Format = Literal["speechssl", "safetensors", "transformers", "onnx", "torch-export"]
+"""'speechssl' and 'safetensors' are the same: a folder of our own, with config.json and model.safetensors."""
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
+"""Of the formats that are one file."""
+
 
 def export_upstream(
-    name_or_folder: str | Path, folder: str | Path, *, to: Literal["speechssl", "transformers"]
+    name_or_folder: str | Path, out: str | Path, *, to: Format, layers: Sequence[int] | None = None
 ) -> Upstream:
-    """Writes an upstream as a folder of our own or of transformers' format, and returns it.
+    """Writes an upstream in another format, and returns it.
+
+    Args:
+        name_or_folder: as `load_upstream` takes it.
+        out: the folder to write; for onnx and torch-export also the file, if it ends in .onnx or .pt2.
+        to: the format. Programs (onnx, torch-export) are compared with the upstream before they are kept.
+        layers: hidden states that a program puts out; None = all.
 
     Raises:
         ConfigError: transformers has no such model.
-        SpeechsslError: the family has no counterpart there.
+        SpeechsslError: the family has no counterpart there, or can't be made a program.
     """
+    if layers is not None and to not in SUFFIXES:
+        raise SpeechsslError(f"`layers` chooses what {' and '.join(SUFFIXES)} put out: leave it out for '{to}'.")
     upstream = load_upstream(name_or_folder)
-    if to == "speechssl":
-        save_upstream(upstream, folder)
-        return upstream
+    out = Path(out)
+    if to in SUFFIXES:
+        _write_program(upstream, program_path(out, to), layers, to)
+    elif to == "transformers":
+        made = _in_transformers(upstream)
+        save_folder(made.description, made.state, out)
+        write_json(out / "preprocessor_config.json", made.preprocessor)
+    else:
+        save_upstream(upstream, out)
+    return upstream
+
+
+def program_path(out: Path, to: Format) -> Path:
+    """The file of a program: `out` itself, or 'model' with the format's suffix in the folder `out`."""
+    suffix = SUFFIXES[to]
+    return out if out.suffix == suffix and not out.is_dir() else out / f"model{suffix}"
+
+
+def to_transformers(upstream: Upstream) -> Any:
+    """Makes the model of transformers with the same weights, in evaluation mode.
+
+    Returns:
+        Such as a transformers.HubertModel, of the upstream's type and on its device, with weights of its own.
+
+    Raises:
+        ConfigError: transformers has no such model.
+        SpeechsslError: the family has no counterpart there, or transformers is not installed.
+    """
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise SpeechsslError("to_transformers needs transformers: pip install 'speechssl[hf]'.") from error
+    made = _in_transformers(upstream)
+    settings = dict(made.description)
+    (architecture,) = settings["architectures"]
+    config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    with torch.random.fork_rng(devices=[]):  # its random weights are thrown away
+        model = getattr(transformers, architecture)(config)
+    some = next(iter(made.state.values()))
+    model.load_state_dict(made.state)
+    return model.to(device=some.device, dtype=some.dtype).eval()
+
+
+def _in_transformers(upstream: Upstream) -> TransformersFolder:
     try:
         formats = family_module(upstream.family, "convert").FORMATS
     except ModuleNotFoundError as error:
         raise SpeechsslError(
-            f"'{name_or_folder}' can't be exported to transformers, which has no family '{upstream.family}'."
+            f"'{upstream.name}' can't be exported to transformers, which has no family '{upstream.family}'."
         ) from error
-    folder = Path(folder)
-    made = formats.write_transformers(upstream.config, upstream.state_dict())
-    save_folder(made.description, made.state, folder)
-    write_json(folder / "preprocessor_config.json", made.preprocessor)
-    return upstream
+    return formats.write_transformers(upstream.config, upstream.state_dict())  # type: ignore[no-any-return]
+
+
+def _write_program(upstream: Upstream, path: Path, layers: Sequence[int] | None, to: Format) -> None:
+    from speechssl.serving.programs import export_onnx, export_program
+
+    write = export_onnx if to == "onnx" else export_program
+    deviation = write(upstream, path, layers=layers)
+    logger.info("%s gives the upstream's numbers: the largest deviation is %.1e.", path, deviation)

@@ -95,7 +95,7 @@ def _list_files(repository: str, revision: str | None) -> Collection[str]:
             f"'{repository}' has no revision '{revision}': name a branch, a tag or a whole commit of it."
         ) from error
     except HfHubHTTPError as error:
-        status = error.response.status_code
+        status = None if error.response is None else error.response.status_code
         if status in (401, 403):
             raise SpeechsslError(
                 f"The Hugging Face hub refuses to show '{repository}' (status {status}), which may be private: "

@@ -49,7 +49,7 @@ def command(
     folder = FeatureFolder(
         output,
         upstream=loaded,
-        layers=_layers(layers),
+        layers=parse_layers(layers),
         format=format,
         precision=precision,
         chunk=chunk,
@@ -70,7 +70,8 @@ def command(
         console.print(f"Left out: see {folder.bad}")
 
 
-def _layers(text: str | None) -> tuple[int, ...] | None:
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """Reads the option --layers, such as '6,9'; None = all."""
     if text is None:
         return None
     try:
