@@ -123,6 +123,12 @@ class Upstream(nn.Module, ABC):
         states = {k: torch.where(valid[:, :, None], states[k][:, :size], 0.0) for k in wanted}
         return UpstreamOutput(HiddenStates(states, len(self.hidden_sizes)), frames, self.frame_rate)
 
+    def to_transformers(self) -> Any:
+        """Makes the model of transformers with the same weights, see `speechssl.export.to_transformers`."""
+        from speechssl.export import to_transformers
+
+        return to_transformers(self)
+
     def fingerprint(self) -> str:
         """A short hash of architecture and weights: equal numbers out, equal fingerprint."""
         digest = hashlib.sha256(f"{type(self).__qualname__} {self.fingerprint_config()}".encode())
