@@ -6,7 +6,7 @@ clip take part in attention, but are no frames.
 B batch, S samples, T frames, M mel bands, N windows, K columns in a window, R rows, P prefix tokens, D width, L blocks.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from speechssl.upstream import Upstream
 
 
 class Spectrogram(Protocol):
-    """What computes the spectrogram: a module without weights that learn from the patches."""
+    """What computes the spectrogram: a module."""
 
     hop: int
     """Samples from one frame to the next."""
@@ -91,7 +91,9 @@ class PatchUpstream(Upstream):
         windows = cut_windows(grid[:, : self._computed(int(columns.max()))], columns, self.config.columns)
         tokens, padding_mask = self._tokens(windows)
         states = self.encoder(tokens, padding_mask, layers=layers)
-        return {layer: windows.join(self._frames(state)) for layer, state in states.items()}
+        rows, how = self.position.size(1), self.config.frequency
+        frames = {k: join_rows(state[:, self.config.prefix_tokens :], rows, how) for k, state in states.items()}
+        return {layer: windows.join(state) for layer, state in frames.items()}
 
     def _computed(self, columns: int) -> int:
         """Columns to compute where the longest utterance has `columns`."""
@@ -122,12 +124,13 @@ class PatchUpstream(Upstream):
             return tokens, None
         return tokens, lengths_to_padding_mask(self.config.prefix_tokens + R * seen, tokens.size(1))
 
-    def _frames(self, state: Tensor) -> Tensor:
-        """(N, P + K R, D) -> (N, K, R D), or (N, K, D) for the mean."""
-        N, _, D = state.shape
-        grid = state[:, self.config.prefix_tokens :].reshape(N, -1, self.position.size(1), D)  # (N, K, R, D)
-        return grid.flatten(2) if self.config.frequency == "join" else grid.mean(dim=2)
-
     def fingerprint_config(self) -> str:
         """The whole config."""
         return repr(self.config)
+
+
+def join_rows(tokens: Tensor, rows: int, how: Literal["join", "mean"]) -> Tensor:
+    """Makes frames of the patches of a column: (N, K R, D) -> (N, K, R D), or (N, K, D) for their mean."""
+    N, _, D = tokens.shape
+    grid = tokens.reshape(N, -1, rows, D)
+    return grid.flatten(2) if how == "join" else grid.mean(dim=2)

@@ -1,0 +1,1 @@
+"""Dasheng: a masked autoencoder on strips of a mel spectrogram, scaled up."""
