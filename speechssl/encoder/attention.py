@@ -123,6 +123,7 @@ def dense_bias(gate: Tensor, positions: Tensor, attended: Tensor | None) -> Tens
         (B, H, T, T), -inf where not to be attended to; rows begin at multiples of the size of those of `positions`.
     """
     T = gate.size(2)
+    positions = positions.contiguous()  # else torch, seeing rows overlap, makes columns
     if attended is None:
         return (gate * positions)[..., :T]
     hidden = F.pad(_additive(attended, gate), (0, positions.size(2) - T))
@@ -165,7 +166,9 @@ def attend_in_chunks(
         if gate is None or positions is None:
             bias = hidden[batch].expand(-1, heads.stop - heads.start, -1, -1)
         else:
-            bias = torch.addcmul(hidden[batch], gate[batch, heads, rows], positions[heads, rows])
+            near = positions[heads, rows]
+            near = near if near.size(1) == T else near.contiguous()  # else torch, seeing rows overlap, makes columns
+            bias = torch.addcmul(hidden[batch], gate[batch, heads, rows], near)
         weights = torch.baddbmm(bias.flatten(0, 1), q, k.transpose(1, 2), alpha=width**-0.5).softmax(dim=2)
         if dropout > 0.0:
             weights = F.dropout(weights, dropout)

@@ -151,6 +151,8 @@ class TransformerEncoder(nn.Module):
         x = x + self.position(x, padding_mask)
         x = self.dropout(x if self.pre_norm else self.norm(x))
         positions = None if self.relative_bias is None else self.relative_bias(x.size(1))  # for all blocks alike
+        if positions is not None and x.device.type != "cpu":
+            positions = positions.contiguous()  # once, since fused attention needs a mask that is no view
         states = {0: x} if 0 in wanted else {}
         for index, block in enumerate(self.blocks):
             if index >= max(wanted, default=0):
