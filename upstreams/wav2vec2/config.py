@@ -1,7 +1,8 @@
 """Shapes of the wav2vec 2.0 models.
 
 Papers: Baevski et al. 2020, arXiv:2006.11477; Hsu et al. 2021 (robust), arXiv:2104.01027; Conneau et al. 2020 (XLSR),
-arXiv:2006.13979; Babu et al. 2021 (XLS-R), arXiv:2111.09296; Pratap et al. 2023 (MMS), arXiv:2305.13516.
+arXiv:2006.13979; Wang et al. 2021 (VoxPopuli), arXiv:2101.00390; Babu et al. 2021 (XLS-R), arXiv:2111.09296; Pratap et
+al. 2023 (MMS), arXiv:2305.13516.
 """
 
 from dataclasses import dataclass, replace
@@ -43,6 +44,10 @@ PRESETS: dict[str, Wav2Vec2Config] = {
     "wav2vec2_mms_1b_all": _1B_ADAPTED,
     "wav2vec2_mms_1b_fl102": _1B_ADAPTED,
     "wav2vec2_mms_1b_l1107": _1B_ADAPTED,
+    "wav2vec2_voxpopuli_base_10k": Wav2Vec2Config(),
+    "wav2vec2_voxpopuli_base_100k": Wav2Vec2Config(),
+    "wav2vec2_voxpopuli_large_10k": _LV60,
+    "wav2vec2_voxpopuli_large_100k": _LV60,
 }
 """All are published."""
 
@@ -60,5 +65,9 @@ REPOSITORIES: dict[str, str] = {
     "wav2vec2_mms_1b_all": "facebook/mms-1b-all",
     "wav2vec2_mms_1b_fl102": "facebook/mms-1b-fl102",
     "wav2vec2_mms_1b_l1107": "facebook/mms-1b-l1107",
+    "wav2vec2_voxpopuli_base_10k": "facebook/wav2vec2-base-10k-voxpopuli",
+    "wav2vec2_voxpopuli_base_100k": "facebook/wav2vec2-base-100k-voxpopuli",
+    "wav2vec2_voxpopuli_large_10k": "facebook/wav2vec2-large-10k-voxpopuli",
+    "wav2vec2_voxpopuli_large_100k": "facebook/wav2vec2-large-100k-voxpopuli",
 }
 """Where the published weights are, in transformers' format."""
