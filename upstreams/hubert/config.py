@@ -1,6 +1,7 @@
 """Shapes of the HuBERT models.
 
-Paper: Hsu et al. 2021, table 1, arXiv:2106.07447.
+Papers: Hsu et al. 2021, table 1, arXiv:2106.07447; Qian et al. 2022 (ContentVec), arXiv:2204.09224; Boito et al. 2024
+(mHuBERT-147), arXiv:2406.06371.
 """
 
 from dataclasses import dataclass
@@ -56,12 +57,33 @@ PRESETS: dict[str, HubertConfig] = {
         input_dropout=0.0,
         layerdrop=0.0,
     ),
+    "hubert_contentvec": HubertConfig(),
+    "hubert_mhubert_147": HubertConfig(normalize=True),
+    "hubert_mert_95m": HubertConfig(sample_rate=24_000, normalize=True, activation_dropout=0.1, layerdrop=0.1),
+    "hubert_mert_330m": HubertConfig(
+        sample_rate=24_000,
+        normalize=True,
+        feature_grad_mult=1.0,
+        width=1024,
+        depth=24,
+        heads=16,
+        ffn_width=4096,
+        pre_norm=True,
+        dropout=0.0,
+        attention_dropout=0.0,
+        input_dropout=0.0,
+        layerdrop=0.0,
+    ),
 }
-"""tiny is our own; base, large and xlarge are published."""
+"""tiny is our own; base, large and xlarge are published, and the music models of Li et al. 2024, arXiv:2306.00107."""
 
 REPOSITORIES: dict[str, str] = {
     "hubert_base": "facebook/hubert-base-ls960",
     "hubert_large": "facebook/hubert-large-ll60k",
     "hubert_xlarge": "facebook/hubert-xlarge-ll60k",
+    "hubert_contentvec": "lengyue233/content-vec-best",
+    "hubert_mhubert_147": "utter-project/mHuBERT-147",
+    "hubert_mert_95m": "m-a-p/MERT-v1-95M",
+    "hubert_mert_330m": "m-a-p/MERT-v1-330M",
 }
 """Where the published weights are, in transformers' format."""
