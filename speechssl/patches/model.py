@@ -83,6 +83,13 @@ class PatchUpstream(Upstream):
 
     def compute(self, waveform: Tensor, lengths: Tensor, layers: frozenset[int]) -> dict[int, Tensor]:
         """See `Upstream.compute`; each (B, columns, R D) or (B, columns, D)."""
+        states, windows = self.encode(waveform, lengths, layers)
+        rows, how = self.position.size(1), self.config.frequency
+        frames = {k: join_rows(state[:, self.config.prefix_tokens :], rows, how) for k, state in states.items()}
+        return {layer: windows.join(state) for layer, state in frames.items()}
+
+    def encode(self, waveform: Tensor, lengths: Tensor, layers: frozenset[int]) -> tuple[dict[int, Tensor], Windows]:
+        """Encodes window by window: layer -> all tokens (N, P + K R, D), and the windows."""
         features = self.spectrogram(waveform, lengths)  # (B, T, M)
         beyond = lengths_to_padding_mask(self.spectrogram.output_lengths(lengths), features.size(1))
         features = features.masked_fill(beyond[:, :, None], 0.0).to(self.position.dtype)
@@ -90,10 +97,7 @@ class PatchUpstream(Upstream):
         grid = self.patches(self._whole_windows(features, int(columns.max())))  # (B, columns, R, D)
         windows = cut_windows(grid[:, : self._computed(int(columns.max()))], columns, self.config.columns)
         tokens, padding_mask = self._tokens(windows)
-        states = self.encoder(tokens, padding_mask, layers=layers)
-        rows, how = self.position.size(1), self.config.frequency
-        frames = {k: join_rows(state[:, self.config.prefix_tokens :], rows, how) for k, state in states.items()}
-        return {layer: windows.join(state) for layer, state in frames.items()}
+        return self.encoder(tokens, padding_mask, layers=layers), windows
 
     def _computed(self, columns: int) -> int:
         """Columns to compute where the longest utterance has `columns`."""
