@@ -5,6 +5,7 @@ one utterance at a time and computes each head and each bias on its own.
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -245,8 +246,22 @@ def test_other_norms_models_that_only_see_and_missing_weights_are_one_sentence(t
         load_upstream(save(tmp_path / "x.pt", {"modality_encoders.IMAGE.extra_tokens": torch.ones(1)}, image))
     with pytest.raises(ConfigError, match="alibi_scale"):
         load_upstream(save(tmp_path / "x.pt", {k: v for k, v in state.items() if "alibi" not in k}, settings()))
-    lacking = {k: v for k, v in state.items() if k != "blocks.1.attn.proj.bias"}
-    with pytest.raises(SpeechsslError, match=r"lack 'encoder\.blocks\.3\.attention\.output\.bias'"):
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blocks.1.attn.qkv.weight",
+        f"{AUDIO}context_encoder.blocks.1.norm2.bias",
+        f"{AUDIO}context_encoder.norm.weight",
+        f"{AUDIO}relative_positional_encoder.5.0.bias",
+        f"{AUDIO}project_features.2.weight",
+        f"{AUDIO}local_encoder.conv_layers.3.0.weight",
+    ],
+)
+def test_a_missing_weight_is_named_as_fairseq_names_it(name: str, tmp_path: Path) -> None:
+    lacking = {key: value for key, value in fairseq_state().items() if key != name}
+    with pytest.raises(SpeechsslError, match=f"lack '{re.escape(name)}'"):
         load_upstream(save(tmp_path / "x.pt", lacking, settings()))
 
 

@@ -7,11 +7,14 @@ fairseq has for wav2vec 2.0, and then go the way of those.
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from speechssl.contextual import fairseq_names
 from speechssl.contextual.fairseq_names import config_from_fairseq, rename_weights
+from speechssl.contextual.names import inverse, replace_prefix
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.fairseq_format import FairseqCheckpoint, is_fairseq, open_fairseq
 from speechssl.formats import ForeignModel, Formats
@@ -20,12 +23,12 @@ from upstreams.data2vec2.config import Data2Vec2Config
 AUDIO = "modality_encoders.AUDIO."
 HEADS = ("decoder.", "encoder_mask")
 """Of the audio modality, of no use outside of training."""
-PLACES = (
-    (r"^local_encoder\.", "feature_extractor."),
-    (r"^project_features\.1\.", "layer_norm."),
-    (r"^project_features\.2\.", "post_extract_proj."),
-    (r"^context_encoder\.norm\.", "encoder.layer_norm."),
-)
+PLACES = {
+    "local_encoder": "feature_extractor",
+    "project_features.1": "layer_norm",
+    "project_features.2": "post_extract_proj",
+    "context_encoder.norm": "encoder.layer_norm",
+}
 BLOCK = {
     "norm1": "self_attn_layer_norm",
     "attn.qkv": "attention.qkv",
@@ -71,7 +74,8 @@ class Data2Vec2Formats(Formats):
         prenet_depth = int(audio.get("prenet_depth", 4))
         settings = _settings(checkpoint.model, audio, prenet_depth)
         config = config_from_fairseq(replace(checkpoint, model=settings), Data2Vec2Config, origin=origin)
-        return ForeignModel(config, _rename(checkpoint, prenet_depth, config.heads, origin))
+        state = _rename(checkpoint, prenet_depth, config.heads, origin)
+        return ForeignModel(config, state, their_name=partial(_their_name, prenet_depth=prenet_depth))
 
 
 def _check(settings: Mapping[str, Any], needed: Mapping[str, tuple[Any, Any]], origin: str) -> None:
@@ -120,9 +124,21 @@ def _name(key: str) -> str:
         return _block(int(match[1]), match[2], match[3])
     if match := re.fullmatch(r"relative_positional_encoder\.(\d+)\.0\.(\w+)", key):
         return f"encoder.pos_conv.{int(match[1]) - 1}.0.{match[2]}"  # the first part swaps axes
-    for pattern, name in PLACES:
-        key = re.sub(pattern, name, key)
-    return key
+    return replace_prefix(key, PLACES)
+
+
+def _their_name(key: str, *, prenet_depth: int) -> str:
+    """fairseq's name of a weight, from ours."""
+    if key == SCALE:
+        return f"{AUDIO}alibi_scale"
+    if match := re.fullmatch(r"encoder\.position\.convs\.(\d+)\.(\w+)", key):
+        return f"{AUDIO}relative_positional_encoder.{int(match[1]) + 1}.0.{match[2]}"
+    key = fairseq_names.their_name(key).replace("self_attn.{q,k,v}_proj", "attention.qkv")
+    if match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", key):
+        index, part = int(match[1]), replace_prefix(match[2], inverse(BLOCK))
+        place = f"{AUDIO}context_encoder.blocks.{index}" if index < prenet_depth else f"blocks.{index - prenet_depth}"
+        return f"{place}.{part}"
+    return AUDIO + replace_prefix(key, inverse(PLACES))
 
 
 def _block(index: int, part: str, rest: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from speechssl.contextual.config import ContextualConfig
-from speechssl.contextual.fairseq_names import config_from_fairseq, rename_weights
+from speechssl.contextual.fairseq_names import config_from_fairseq, rename_weights, their_name
 from speechssl.contextual.formats import OPTIONAL, ContextualFormats
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.fairseq_format import FairseqCheckpoint
@@ -45,7 +45,7 @@ class DistilHubertFormats(Formats):
                 raise ConfigError(f"`{key}` of {origin} is {settings[key]!r}; only {', '.join(possible)} is supported.")
         model = {**DEFAULTS, **settings, "conv_feature_layers": settings.get("extractor_conv_feature_layers")}
         config = config_from_fairseq(FairseqCheckpoint(model, {}, state), DistilHubertConfig, origin=origin)
-        return ForeignModel(config, rename_weights(state, heads=HEADS), OPTIONAL)
+        return ForeignModel(config, rename_weights(state, heads=HEADS), OPTIONAL, their_name)
 
     def write_transformers(self, config: ContextualConfig, state: Mapping[str, Tensor]) -> TransformersFolder:
         """Writes a HuBERT model without `feat_proj_layer_norm`."""
