@@ -1,4 +1,4 @@
-"""Kaldi's log-mel filterbank and MFCC features, batched, with the dynamics and normalisation that go with them.
+"""Kaldi's spectrogram, log-mel filterbank and MFCC features, batched, with their dynamics and normalisation.
 
 Equal to `torchaudio.compliance.kaldi` utterance by utterance (frames that lie within the waveform only, no dither), for
 whole padded batches at once. Everything is computed in float32, under autocast too.
@@ -58,39 +58,71 @@ class _FloatTables(nn.Module):
         return self
 
 
-class LogMel(_FloatTables):
-    """Kaldi-compatible log-mel energies.
-
-    Paper: Povey et al. 2011, The Kaldi speech recognition toolkit, ASRU.
-    """
+class _Spectrum(_FloatTables):
+    """Frames of a waveform and their power spectrum, as Kaldi computes them."""
 
     window: Tensor
-    filters: Tensor
 
     def __init__(self, config: LogMelConfig) -> None:
         super().__init__()
         self.options = config
-        self.width = config.num_mel_bins
         self.fft_size = 1 << (config.window - 1).bit_length()
         window = torch.hann_window(config.window, periodic=False, dtype=config.dtype)
         self.register_buffer("window", window.pow(0.85) if config.window_type == "povey" else window, persistent=False)
-        self.register_buffer("filters", mel_filters(config, self.fft_size), persistent=False)
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Valid frames for valid samples, both (B,) int64."""
         frames = torch.div(lengths - self.options.window, self.options.hop, rounding_mode="floor") + 1
         return frames.clamp(min=0)
 
+    def frames(self, waveform: Tensor) -> Tensor:
+        """(B, S) -> frames of mean 0, (B, T, window)."""
+        frames = waveform.to(self.options.dtype).unfold(1, self.options.window, self.options.hop)
+        return frames - frames.mean(dim=2, keepdim=True)
+
+    def power(self, frames: Tensor) -> Tensor:
+        """(B, T, window) -> power after pre-emphasis and window, (B, T, fft_size / 2 + 1)."""
+        previous = torch.cat((frames[:, :, :1], frames[:, :, :-1]), dim=2)
+        spectrum = torch.fft.rfft((frames - PREEMPHASIS * previous) * self.window, n=self.fft_size)
+        power: Tensor = spectrum.real.square() + spectrum.imag.square()
+        return power
+
+
+class LogSpectrum(_Spectrum):
+    """Kaldi-compatible log power spectrum, with the energy of the frame itself in place of bin 0.
+
+    Paper: Povey et al. 2011, The Kaldi speech recognition toolkit, ASRU (`compute-spectrogram-feats`).
+    """
+
+    def __init__(self, config: LogMelConfig) -> None:
+        super().__init__(config)
+        self.width = self.fft_size // 2 + 1
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(B, S) in [-1, 1] -> (B, T, fft_size / 2 + 1), float32; a frame's energy counts as 1 at least."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            frames = self.frames(waveform)
+            energy = frames.square().sum(dim=2, keepdim=True).clamp(min=1.0)
+            return torch.cat((energy, self.power(frames)[:, :, 1:].clamp(min=FLOOR)), dim=2).log().float()
+
+
+class LogMel(_Spectrum):
+    """Kaldi-compatible log-mel energies.
+
+    Paper: Povey et al. 2011, The Kaldi speech recognition toolkit, ASRU.
+    """
+
+    filters: Tensor
+
+    def __init__(self, config: LogMelConfig) -> None:
+        super().__init__(config)
+        self.width = config.num_mel_bins
+        self.register_buffer("filters", mel_filters(config, self.fft_size), persistent=False)
+
     def forward(self, waveform: Tensor) -> Tensor:
         """(B, S) in [-1, 1] -> natural log energies (B, T, M), float32; each frame depends on its own samples only."""
         with torch.autocast(waveform.device.type, enabled=False):
-            waveform = waveform.to(self.options.dtype)
-            frames = waveform.unfold(1, self.options.window, self.options.hop)  # (B, T, window)
-            frames = frames - frames.mean(dim=2, keepdim=True)
-            previous = torch.cat((frames[:, :, :1], frames[:, :, :-1]), dim=2)
-            frames = (frames - PREEMPHASIS * previous) * self.window
-            spectrum = torch.fft.rfft(frames, n=self.fft_size)  # (B, T, fft_size / 2 + 1)
-            power = spectrum.real.square() + spectrum.imag.square()
+            power = self.power(self.frames(waveform))
             # Products of many rows round otherwise than those of few; that must not show in short, quiet utterances.
             energy: Tensor = power.double() @ self.filters.double()  # (B, T, M)
             return energy.float().clamp(min=FLOOR).log()

@@ -7,45 +7,51 @@ from typing import Any
 
 from torch import Tensor
 
-from speechssl.frontend.log_mel import LogMel, Mfcc, normalize_frames, with_deltas
+from speechssl.frontend.log_mel import LogMel, LogSpectrum, Mfcc, normalize_frames, with_deltas
 from speechssl.lengths import lengths_to_padding_mask
 from speechssl.upstream import Upstream
 
 
 class SpectralUpstream(Upstream):
-    """Kaldi features with first and second deltas and, if asked for, mean and variance normalised per utterance.
+    """Kaldi features and, if asked for, first and second deltas, and mean and variance normalised per utterance.
 
     Paper: the FBANK and MFCC baselines of Yang et al. 2021, SUPERB, arXiv:2105.01051.
     """
 
-    def __init__(self, spectrum: LogMel | Mfcc, *, family: str, config: Any, cmvn: bool) -> None:
+    def __init__(
+        self, spectrum: LogMel | LogSpectrum | Mfcc, *, family: str, config: Any, cmvn: bool, deltas: bool = True
+    ) -> None:
         """
         Args:
             spectrum: (B, S) -> (B, T, C).
             family: the family's folder, for saving.
             config: the family's frozen config, for saving and fingerprints.
-            cmvn: whether each of the 3 C channels has mean 0 and deviation 1 over the utterance.
+            cmvn: whether each channel has mean 0 and deviation 1 over the utterance.
+            deltas: whether there are 3 C channels, the deltas among them.
         """
         options = spectrum.options
         super().__init__(
             sample_rate=options.sample_rate,
             frame_rate=options.sample_rate / options.hop,
-            hidden_sizes=(3 * spectrum.width,),
+            hidden_sizes=((3 if deltas else 1) * spectrum.width,),
         )
         self.name = family
         self.family = family
         self.config = config
         self.spectrum = spectrum
         self.cmvn = cmvn
+        self.deltas = deltas
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Valid frames for valid samples, both (B,) int64."""
         return self.spectrum.output_lengths(lengths)
 
     def compute(self, waveform: Tensor, lengths: Tensor, layers: frozenset[int]) -> dict[int, Tensor]:
-        """See `Upstream.compute`; the only layer is 0, (B, T, 3 C) float32."""
+        """See `Upstream.compute`; the only layer is 0, (B, T, C or 3 C) float32."""
         frames = self.output_lengths(lengths)
-        features = with_deltas(self.spectrum(waveform), frames)
+        features = self.spectrum(waveform)
+        if self.deltas:
+            features = with_deltas(features, frames)
         if self.cmvn:
             features = normalize_frames(features, frames, correction=1)
         else:

@@ -1,0 +1,1 @@
+"""The log power spectrum, a baseline upstream."""
