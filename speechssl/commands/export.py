@@ -17,7 +17,7 @@ def command(
         str | None, typer.Option(help="Hidden states that onnx and torch-export put out, such as 6,9 or -1; all.")
     ] = None,
 ) -> None:
-    """Write an upstream for speechssl, transformers, onnxruntime or torch.export; the latter two are checked at the end.
+    """Write an upstream for speechssl, transformers, onnxruntime or torch.export, the latter two checked at the end.
 
     Example: speechssl export exp/pretrain/upstream --to transformers -o exp/hubert_hf
     """
