@@ -11,8 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from speechssl.data.batching import bucket_batches
 from speechssl.errors import AudioError, SpeechsslError
 from speechssl.types import HiddenStates, UpstreamOutput
+
+GROUP_SECONDS = 12.0
+"""Of audio, padding included, that a CPU computes at once; a longer utterance is computed alone."""
 
 
 class Upstream(nn.Module, ABC):
@@ -117,11 +121,30 @@ class Upstream(nn.Module, ABC):
         waveform = torch.where(inside, waveform, 0.0)
         if self.normalize:
             waveform = normalize_waveform(waveform, lengths)
-        states = self.compute(waveform, lengths, wanted)
         size = int(frames.max())
+        states = self._compute(waveform, lengths, frames, wanted)
         valid = torch.arange(size, device=frames.device)[None, :] < frames[:, None]  # (B, T)
         states = {k: torch.where(valid[:, :, None], states[k][:, :size], 0.0) for k in wanted}
         return UpstreamOutput(HiddenStates(states, len(self.hidden_sizes)), frames, self.frame_rate)
+
+    def _compute(self, waveform: Tensor, lengths: Tensor, frames: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:
+        """`compute`; without gradients on a CPU in groups of utterances of like length.
+
+        Hardly any padding is computed then, and what lies between the layers stays small; a CPU gains nothing from
+        large batches.
+        """
+        if waveform.device.type != "cpu" or torch.is_grad_enabled() or waveform.size(0) == 1:
+            return self.compute(waveform, lengths, wanted)
+        states: dict[int, Tensor] = {}
+        for rows in bucket_batches(lengths.tolist(), batch_seconds=GROUP_SECONDS * self.sample_rate):
+            longest = int(lengths[rows].max())
+            part = self.compute(waveform[rows, :longest], lengths[rows], wanted)
+            for layer, state in part.items():
+                if layer not in states:
+                    states[layer] = state.new_zeros(len(lengths), int(frames.max()), state.size(2))
+                count = int(frames[rows].max())
+                states[layer][rows, :count] = state[:, :count]
+        return states
 
     def to_transformers(self) -> Any:
         """Makes the model of transformers with the same weights, see `speechssl.export.to_transformers`."""

@@ -4,11 +4,14 @@ B batch, T frames, D width.
 """
 
 import math
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from speechssl.conv import channels_last, conv_over_time
 from speechssl.errors import ConfigError
 
 
@@ -21,7 +24,8 @@ class ConvPositionalEmbedding(nn.Module):
     def __init__(self, width: int, *, kernel: int, groups: int) -> None:
         super().__init__()
         _check_groups(width, groups)
-        self.kernel = kernel
+        self.kernel, self.groups = kernel, groups
+        self._kept: tuple[list[Any], Tensor] | None = None
         conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
         nn.init.normal_(conv.weight, mean=0.0, std=math.sqrt(4.0 / (kernel * width)))
         if conv.bias is not None:
@@ -30,9 +34,18 @@ class ConvPositionalEmbedding(nn.Module):
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:  # noqa: ARG002  # as that of the stack
         """Returns the embedding to be added to `x`; both (B, T, D). Padded frames of `x` must be 0."""
-        y = self.conv(x.transpose(1, 2))  # (B, D, T + 1 - kernel % 2)
-        y = y[:, :, : x.size(1)]  # an even kernel gives one frame too many, at the end
-        return F.gelu(y).transpose(1, 2)  # (B, T, D)
+        y = conv_over_time(x, self._weight(), self.conv.bias, padding=self.kernel // 2, groups=self.groups)
+        return F.gelu(y[:, : x.size(1)])  # an even kernel gives one frame too many, at the end
+
+    def _weight(self) -> Tensor:
+        """(D, D / groups, K), normalised; without gradients it is kept until the parameters change."""
+        parameters = list(self.conv.parameters())
+        if torch.is_grad_enabled() or any(p.is_inference() for p in parameters):
+            return self.conv.weight  # type: ignore[no-any-return]  # what parametrizations add is untyped
+        state = [(p.data_ptr(), p._version, p.dtype, p.device) for p in parameters]
+        if self._kept is None or self._kept[0] != state:
+            self._kept = state, channels_last(self.conv.weight)
+        return self._kept[1]
 
 
 class StackedConvPositionalEmbedding(nn.Module):

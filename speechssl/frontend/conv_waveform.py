@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechssl.conv import channels_last, conv_over_time
 from speechssl.errors import ConfigError
 from speechssl.lengths import conv_output_lengths
 
@@ -73,7 +74,7 @@ class ConvWaveform(nn.Module):
             nn.init.kaiming_normal_(conv.weight)  # type: ignore[arg-type]  # ModuleList forgets that these are Conv1d
             # Kept with the channels next to each other, as `_convolve` takes them: no copy in any forward pass.
             weight: Tensor = conv.weight  # type: ignore[assignment]
-            conv.weight = nn.Parameter(weight.detach().transpose(1, 2).contiguous().transpose(1, 2))
+            conv.weight = nn.Parameter(channels_last(weight.detach()))
         count = 1 if norm == "group" else len(kernels)
         self.norms = nn.ModuleList(nn.LayerNorm(channels, eps=EPS) for _ in range(count))
 
@@ -83,25 +84,27 @@ class ConvWaveform(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """(B, S) -> (B, T, C); frames beyond `output_lengths(lengths)` hold arbitrary finite numbers."""
-        scale, shift = self.known_norm or self.first_norm(waveform, lengths) if self.norm == "group" else (None, None)
+        scale, shift = self.first_norm(waveform, lengths) if self.norm == "group" else (None, None)
         dtype = self._parts[0][0].weight.dtype
         if waveform.device.type != "cpu" or torch.is_grad_enabled():
             return self._convolve(waveform.to(dtype), scale, shift)
         frames = self.output_lengths(lengths).tolist()
         result = waveform.new_zeros(len(frames), max(frames), self.channels, dtype=dtype)
         for row, count in enumerate(frames):
-            first = None if scale is None or shift is None else self._first_with_norm(scale[row], shift[row])
+            first = self._first(*((None, None) if scale is None or shift is None else (scale[row], shift[row])))
             for start in range(0, count, BLOCK):
                 stop = min(start + BLOCK, count)
                 piece = waveform[row, None, start * self.hop : (stop - 1) * self.hop + self.receptive_field]
-                result[row, start:stop] = self._convolve(piece.to(dtype), first=first)[0]
+                result[row, start:stop] = self._convolve(piece, first=first)[0]
         return result
 
-    def _first_with_norm(self, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the first convolution with the group norm of one utterance in them."""
+    def _first(self, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the first convolution, both float32, with the group norm of one utterance in them."""
         conv, _ = self._parts[0]
-        bias = shift if conv.bias is None else shift + scale * conv.bias.float()
-        return (conv.weight.float() * scale[:, None, None]).to(conv.weight.dtype), bias.to(conv.weight.dtype)
+        weight, bias = conv.weight.float(), None if conv.bias is None else conv.bias.float()
+        if scale is None or shift is None:
+            return weight, bias
+        return weight * scale[:, None, None], shift if bias is None else shift + scale * bias
 
     def first_norm(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift, both (B, C) float32, that the group norm comes to after the first convolution.
@@ -139,29 +142,30 @@ class ConvWaveform(nn.Module):
         scale: Tensor | None = None,
         shift: Tensor | None = None,
         *,
-        first: tuple[Tensor, Tensor] | None = None,
+        first: tuple[Tensor, Tensor | None] | None = None,
     ) -> Tensor:
-        """(B, S) -> (B, T, C), by two-dimensional convolutions of height 1 with the channels next to each other.
-
-        These are faster than one-dimensional ones on a CPU, and the layer norms and the encoder need this order anyway.
+        """(B, S) -> (B, T, C), with the channels next to each other throughout, as norms and encoder need them.
 
         Args:
             waveform: (B, S).
             scale: of the group norm, (B, C), or None.
             shift: of the group norm, (B, C), or None.
-            first: weight and bias to take in place of the first convolution's.
+            first: weight and bias to take in place of the first convolution's, in the type of `waveform`.
         """
-        x = waveform[:, None, None, :]  # (B, 1, 1, S)
+        kernel, stride = self.layers[0]
+        x = waveform.unfold(1, kernel, stride)  # (B, frames of this layer, K)
         for index, (conv, norm) in enumerate(self._parts):
             weight, bias = first if first is not None and index == 0 else (conv.weight, conv.bias)
-            flat = weight[:, :, None, :].contiguous(memory_format=torch.channels_last)
-            x = F.conv2d(x, flat, bias, stride=(1, conv.stride[0]))  # (B, C, 1, frames of this layer)
+            if index == 0:  # with a single channel to hear, a plain product is the faster convolution
+                x = F.linear(x, weight.squeeze(1), bias).to(conv.weight.dtype)  # (B, frames, C)
+            else:
+                x = conv_over_time(x, weight, bias, stride=conv.stride[0])
             if self.norm == "layer":
-                x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+                x = norm(x)
             elif index == 0 and scale is not None and shift is not None:
-                x = torch.addcmul(shift[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
+                x = torch.addcmul(shift[:, None].to(x.dtype), x, scale[:, None].to(x.dtype))
             x = F.gelu(x)
-        return x.squeeze(2).transpose(1, 2)
+        return x
 
 
 def window_statistics(waveform: Tensor, lengths: Tensor, *, kernel: int, stride: int) -> tuple[Tensor, Tensor]:
