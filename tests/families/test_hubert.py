@@ -86,6 +86,23 @@ def test_a_model_with_a_head_in_the_old_format_is_read(old_names, waveform, tmp_
     check_parity(model.hubert, load_upstream(tmp_path), waveform)
 
 
+def test_contentvec_of_the_hub_is_read_without_its_last_projection(waveform, tmp_path):
+    model = their_model()
+    model.config.save_pretrained(tmp_path)
+    projection = {"final_proj.weight": torch.zeros(8, 64), "final_proj.bias": torch.zeros(8)}  # beside, with no prefix
+    torch.save({**model.state_dict(), **projection}, tmp_path / "pytorch_model.bin")
+    check_parity(model, load_upstream(tmp_path), waveform)
+
+
+def test_a_stray_weight_in_a_folder_is_named_as_transformers_does(tmp_path):
+    model = their_model()
+    model.config.save_pretrained(tmp_path)
+    stray = {"encoder.layers.0.attention.stray.weight": torch.zeros(2)}
+    torch.save({**model.state_dict(), **stray}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(SpeechsslError, match=r"unexpectedly hold 'encoder\.layers\.0\.attention\.stray\.weight'"):
+        load_upstream(tmp_path)
+
+
 def test_the_preprocessor_decides_whether_the_input_is_normalised(tmp_path):
     their_model(**LARGE).save_pretrained(tmp_path)
     assert load_upstream(tmp_path).normalize

@@ -51,6 +51,8 @@ def test_hidden_states_equal_transformers_and_go_back_bit_for_bit(changes: dict[
         ("wav2vec2_large_lv60", torchaudio.models.wav2vec2_large_lv60k, 315_437_696),
         ("wav2vec2_xls_r_300m", torchaudio.models.wav2vec2_xlsr_300m, 315_437_696),
         ("wav2vec2_xls_r_1b", torchaudio.models.wav2vec2_xlsr_1b, 962_496_128),
+        ("wav2vec2_voxpopuli_base_100k", torchaudio.models.wav2vec2_base, 94_370_944),
+        ("wav2vec2_voxpopuli_large_100k", torchaudio.models.wav2vec2_large_lv60k, 315_437_696),
         ("wav2vec2_xls_r_2b", torchaudio.models.wav2vec2_xlsr_2b, 2_159_257_728),
     ],
 )
