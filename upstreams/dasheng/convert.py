@@ -26,8 +26,8 @@ SHAPES = (
     "blocks.0.mlp.fc1.weight",
 )
 """Names of weights without which a model's shapes are not known."""
-NEEDED = {"center": True, "qkv_bias": True, "init_values": None, "pooling": "mean", "init_bn": True}
-"""Settings that the published models have; others would need parts that are not built."""
+NEEDED = {"center": True, "qkv_bias": True, "init_bn": True, "init_values": False}
+"""Whether settings are on in the published models; the others would need parts that are not built."""
 HEADS = {config.width: config.heads for config in PRESETS.values()}
 NAMES = {"dasheng-base": "dasheng_base", "dasheng-0.6B": "dasheng_06b", "dasheng-1.2B": "dasheng_12b"}
 
@@ -98,8 +98,8 @@ def _config_of(weights: Mapping[str, Tensor], settings: Mapping[str, Any], origi
 
 
 def _config_from_transformers(folder: TransformersFolder) -> DashengConfig:
-    """Reads config.json, whose settings are in 'encoder_kwargs' or follow from 'name', and preprocessor_config.json."""
-    settings = dict(folder.description.get("encoder_kwargs") or {})
+    """Reads preprocessor_config.json and config.json, whose settings are in 'encoder_kwargs' or follow from 'name'."""
+    settings = {**folder.description, **(folder.description.get("encoder_kwargs") or {})}
     preset = PRESETS[NAMES.get(str(folder.description.get("name")), "dasheng_base")]
     _check({**settings, **folder.preprocessor}, folder.origin)
     bands, frames = settings.get("patch_size", (preset.num_mel_bins, preset.patch_frames))
@@ -124,8 +124,10 @@ def _config_from_transformers(folder: TransformersFolder) -> DashengConfig:
 
 def _check(settings: Mapping[str, Any], origin: str) -> None:
     for key, needed in NEEDED.items():
-        if settings.get(key, needed) != needed:
-            raise ConfigError(f"`{key}` of {origin} is {settings[key]!r}; only {needed!r} is supported.")
+        if bool(settings.get(key, needed)) != needed:
+            raise ConfigError(f"`{key}` of {origin} is {settings[key]!r}; only {needed} is supported.")
+    if settings.get("pooling") == "token":
+        raise ConfigError(f"`pooling` of {origin} is 'token', but models with a token for the clip are not supported.")
 
 
 def _sound(settings: Mapping[str, Any], origin: str) -> dict[str, Any]:
