@@ -13,7 +13,7 @@ from speechssl.encoder.linear import Linear
 from speechssl.encoder.relative_bias import PositionGate
 from speechssl.errors import ConfigError
 
-CHUNK = 1 << 19
+CHUNK = 1 << 20
 """Attention weights per product on a CPU: few enough to stay in its cache until they are used."""
 
 
