@@ -66,6 +66,22 @@ def check_padded_parity(model: PreTrainedModel, upstream: Upstream) -> None:
             torch.testing.assert_close(a[row, :frames], b[row, :frames], rtol=0, atol=TOLERANCE)
 
 
+@torch.no_grad()
+def check_parity_row_by_row(model: PreTrainedModel, upstream: Upstream) -> None:
+    """Each hidden state of a padded batch equals that of transformers for each utterance alone."""
+    waveform, lengths = noise(14_000, batch=2), torch.tensor([14_000, 6_000])
+    rate = upstream.sample_rate
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=rate, do_normalize=upstream.normalize)
+    out = upstream(waveform, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        values = extractor(waveform[row, :length].numpy(), sampling_rate=rate, return_tensors="pt").input_values
+        theirs = model(values, output_hidden_states=True).hidden_states
+        assert len(out.hidden_states) == len(theirs)
+        for a, b in zip(out.hidden_states, theirs, strict=True):
+            assert int(out.lengths[row]) == b.size(1)
+            torch.testing.assert_close(a[row, : b.size(1)], b[0], rtol=0, atol=TOLERANCE)
+
+
 def check_round_trip(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """transformers -> our folder -> transformers gives each weight back; returns what transformers loads."""
     model.save_pretrained(folder / "theirs")

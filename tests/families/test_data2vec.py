@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from contextual_parity import check_parity_row_by_row, their_model
+from fairseq_weights import fairseq_weights
 from omegaconf import OmegaConf
-from torch import Tensor
 from transformers import Data2VecAudioConfig as TheirConfig
 from transformers import Data2VecAudioForCTC, Data2VecAudioModel, Wav2Vec2FeatureExtractor
 
@@ -18,105 +19,44 @@ from upstreams.data2vec.config import PRESETS, Data2VecConfig
 from upstreams.data2vec.convert import FORMATS
 from upstreams.data2vec.model import build
 
-SMALL = {
-    "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96, "conv_dim": [32] * 7,
-    "vocab_size": 12,
-}  # fmt: skip
-
-
-def their_model(**changes: Any) -> Data2VecAudioForCTC:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Data2VecAudioForCTC(TheirConfig(**SMALL | changes)).eval()
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                torch.nn.init.normal_(parameter, mean=0.5, std=0.3)
-    return model
-
-
-@pytest.fixture(scope="module")
-def waveform() -> Tensor:
-    # Loud, since transformers divides by sqrt(variance + 1e-7), and we, as fairseq does, by sqrt(variance + 1e-5).
-    return 0.5 * torch.randn(1, 9_000, generator=torch.Generator().manual_seed(0)) + 0.01
-
-
-@torch.no_grad()
-def check_parity(model: Data2VecAudioModel, upstream: Any, waveform: Tensor) -> None:
-    values = Wav2Vec2FeatureExtractor()(waveform[0].numpy(), sampling_rate=16_000, return_tensors="pt").input_values
-    theirs = model(values, output_hidden_states=True).hidden_states
-    ours = upstream(waveform).hidden_states
-    assert len(ours) == len(theirs) == 4
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
-
 
 @pytest.mark.parametrize(
     "changes",
     [{}, {"conv_bias": True, "conv_pos_kernel_size": 6, "num_conv_pos_embeddings": 3}],
     ids=["published", "other shapes"],
 )
-def test_hidden_states_equal_transformers_and_go_back_bit_for_bit(
-    changes: dict[str, Any], waveform: Tensor, tmp_path: Path
-) -> None:
-    model = their_model(**changes)
+def test_hidden_states_equal_transformers_and_go_back_bit_for_bit(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = their_model(Data2VecAudioForCTC, TheirConfig, **changes)
     model.save_pretrained(tmp_path / "theirs")  # fine-tuned: with a prefix and a head
     upstream = load_upstream(tmp_path / "theirs")
     assert (upstream.family, upstream.normalize) == ("data2vec", True)
-    check_parity(model.data2vec_audio, upstream, waveform)
+    check_parity_row_by_row(model.data2vec_audio, upstream)
     export_upstream(tmp_path / "theirs", tmp_path / "ours", to="speechssl")
     export_upstream(tmp_path / "ours", tmp_path / "back", to="transformers")
     again = Data2VecAudioModel.from_pretrained(tmp_path / "back").eval()
     assert again.state_dict().keys() == model.data2vec_audio.state_dict().keys()
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.data2vec_audio.state_dict().items())
     assert Wav2Vec2FeatureExtractor.from_pretrained(tmp_path / "back").do_normalize
-    check_parity(again, load_upstream(tmp_path / "back"), waveform)
-
-
-@torch.no_grad()
-def test_padded_batches_equal_transformers_one_by_one(waveform: Tensor, tmp_path: Path) -> None:
-    model = their_model()
-    model.save_pretrained(tmp_path)
-    lengths = torch.tensor([9_000, 4_000])
-    ours = load_upstream(tmp_path)(waveform.repeat(2, 1), lengths)
-    short = torch.nn.functional.layer_norm(waveform[:, :4_000], (4_000,))
-    theirs = model.data2vec_audio(short, output_hidden_states=True).hidden_states
-    for a, b in zip(ours.hidden_states, theirs, strict=True):
-        torch.testing.assert_close(a[1, : int(ours.lengths[1])], b[0], rtol=0, atol=1e-4)
+    check_parity_row_by_row(again, load_upstream(tmp_path / "back"))
 
 
 def fairseq_state(model: Data2VecAudioModel) -> dict[str, Any]:
     """The names that fairseq gives these weights, its teacher among them."""
-    names = {
-        "feature_projection.layer_norm": "layer_norm", "feature_projection.projection": "post_extract_proj",
-        "masked_spec_embed": "mask_emb", "attention.": "self_attn.", "feed_forward.intermediate_dense": "fc1",
-        "feed_forward.output_dense": "fc2", "pos_conv_embed.layers": "pos_conv",
-    }  # fmt: skip
-    state: dict[str, Any] = {}
-    for theirs, value in model.state_dict().items():
-        key = theirs
-        if "conv_layers" in key:
-            key = key.replace(".conv.", ".0.").replace(".layer_norm.", ".2.1.")
-        elif "encoder.layers" in key:
-            key = key.replace(".layer_norm.", ".self_attn_layer_norm.")
-        elif "pos_conv_embed" in key:
-            key = key.replace(".conv.", ".0.")
-        for old, new in names.items():
-            key = key.replace(old, new)
-        state[key] = value
+    state = fairseq_weights(model.state_dict(), norm="layer")
     teacher = {k.removeprefix("encoder."): v + 1.0 for k, v in state.items() if k.startswith("encoder.layers")}
     return {**state, "_ema": teacher, "final_proj.weight": torch.zeros(64, 64), "final_proj.bias": torch.zeros(64)}
 
 
 SETTINGS = {
     "_name": "data2vec_audio", "extractor_mode": "layer_norm", "encoder_layers": 3, "encoder_embed_dim": 64,
-    "encoder_ffn_embed_dim": 96, "encoder_attention_heads": 4, "conv_pos": 95, "pos_conv_depth": 5,
+    "encoder_ffn_embed_dim": 128, "encoder_attention_heads": 4, "conv_pos": 95, "pos_conv_depth": 5,
     "conv_feature_layers": "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2", "ema_decay": 0.999,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["pre-trained", "fine-tuned"])
-def test_fairseq_checkpoints_give_the_student_and_not_its_teacher(form: str, waveform: Tensor, tmp_path: Path) -> None:
-    model = their_model().data2vec_audio
+def test_fairseq_checkpoints_give_the_student_and_not_its_teacher(form: str, tmp_path: Path) -> None:
+    model = their_model(Data2VecAudioForCTC, TheirConfig).data2vec_audio
     state, settings = fairseq_state(model), OmegaConf.create({"model": SETTINGS, "task": {"normalize": True}})
     content: dict[str, Any] = {"cfg": settings, "model": state}
     if form == "fine-tuned":
@@ -127,7 +67,7 @@ def test_fairseq_checkpoints_give_the_student_and_not_its_teacher(form: str, wav
     torch.save(content, tmp_path / "audio_base_ls.pt")
     upstream = load_upstream(tmp_path / "audio_base_ls.pt")
     assert upstream.family == "data2vec"
-    check_parity(model, upstream, waveform)
+    check_parity_row_by_row(model, upstream)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +91,7 @@ def test_what_transformers_can_not_express_is_one_sentence() -> None:
 
 
 def test_a_missing_convolution_is_named(tmp_path: Path) -> None:
-    state = fairseq_state(their_model().data2vec_audio)
+    state = fairseq_state(their_model(Data2VecAudioForCTC, TheirConfig).data2vec_audio)
     del state["encoder.pos_conv.4.0.weight"]
     torch.save({"cfg": {"model": SETTINGS, "task": {}}, "model": state}, tmp_path / "x.pt")
     with pytest.raises(SpeechsslError, match=r"lack 'encoder\.pos_conv\.4\.0\.weight'"):

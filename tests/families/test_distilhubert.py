@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from contextual_parity import check_parity_row_by_row, their_model
+from fairseq_weights import fairseq_weights
 from transformers import HubertConfig as TheirConfig
 from transformers import HubertModel
 
@@ -16,54 +17,20 @@ from speechssl.loading import load_upstream
 from upstreams.distilhubert.config import PRESETS
 from upstreams.distilhubert.model import build
 
-SMALL = {
-    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "conv_dim": [32] * 7,
-    "feat_proj_layer_norm": False,
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
-def model() -> HubertModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = HubertModel(TheirConfig(**SMALL)).eval()
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                torch.nn.init.normal_(parameter, mean=0.5, std=0.3)
-    return model
-
-
-@torch.no_grad()
-def check_parity(model: HubertModel, upstream: Any) -> None:
-    waveform = 0.1 * torch.randn(2, 9_000, generator=torch.Generator().manual_seed(0)) + 0.01
-    out = upstream(waveform, torch.tensor([9_000, 5_000]))
-    for row, length in enumerate((9_000, 5_000)):
-        theirs = model(waveform[row : row + 1, :length], output_hidden_states=True).hidden_states
-        assert len(out.hidden_states) == len(theirs) == 3
-        for a, b in zip(out.hidden_states, theirs, strict=True):
-            torch.testing.assert_close(a[row, : b.size(1)], b[0], rtol=0, atol=1e-4)
+def model() -> Any:
+    return their_model(HubertModel, TheirConfig, num_hidden_layers=2, feat_proj_layer_norm=False)
 
 
 def s3prl(model: HubertModel, **changes: Any) -> dict[str, Any]:
     """What S3PRL's runner saves, with its names."""
-    state: dict[str, Tensor] = {}
-    for theirs, value in model.state_dict().items():
-        key = theirs.replace("feature_projection.projection", "post_extract_proj").replace("attention.", "self_attn.")
-        key = key.replace(".pos_conv_embed.conv.", ".pos_conv.0.").replace(
-            "parametrizations.weight.original0", "weight_g"
-        )
-        key = key.replace("parametrizations.weight.original1", "weight_v")
-        if "conv_layers" in key:
-            key = key.replace(".conv.", ".0.").replace(".layer_norm.", ".2.")
-        elif "encoder.layers" in key:
-            key = key.replace(".layer_norm.", ".self_attn_layer_norm.")
-        key = key.replace("feed_forward.intermediate_dense", "fc1").replace("feed_forward.output_dense", "fc2")
-        if key != "masked_spec_embed":
-            state[key] = value
+    state = fairseq_weights(model.state_dict(), norm="group")
+    del state["mask_emb"]  # S3PRL's model has none
     heads = {"output_layer.0.weight": torch.zeros(128, 64), "output_layer.2.weight": torch.zeros(2, 64, 64)}
     settings = {
         "extractor_mode": "default", "extractor_conv_feature_layers": "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2",
-        "encoder_layers": 2, "encoder_embed_dim": 64, "encoder_ffn_embed_dim": 96, "encoder_attention_heads": 4,
+        "encoder_layers": 2, "encoder_embed_dim": 64, "encoder_ffn_embed_dim": 128, "encoder_attention_heads": 4,
         "n_tasks": 2, "pred_layer_id": [4, 12], **changes,
     }  # fmt: skip
     return {
@@ -77,10 +44,10 @@ def test_s3prls_checkpoint_gives_the_numbers_of_transformers_and_goes_there(mode
     torch.save(s3prl(model), tmp_path / "distilhubert_ls960_4-8-12.ckpt")
     upstream = load_upstream(tmp_path / "distilhubert_ls960_4-8-12.ckpt")
     assert (upstream.family, upstream.normalize) == ("distilhubert", False)
-    check_parity(model, upstream)
+    check_parity_row_by_row(model, upstream)
     export_upstream(tmp_path / "distilhubert_ls960_4-8-12.ckpt", tmp_path / "back", to="transformers")
     again = HubertModel.from_pretrained(tmp_path / "back").eval()
-    check_parity(again, upstream)
+    check_parity_row_by_row(again, upstream)
     theirs = model.state_dict()
     for key, value in again.state_dict().items():
         assert key == "masked_spec_embed" or torch.equal(value, theirs[key]), key
@@ -90,7 +57,7 @@ def test_transformers_folder_loads_as_hubert_and_goes_back_bit_for_bit(model: Hu
     model.save_pretrained(tmp_path / "theirs")
     upstream = load_upstream(tmp_path / "theirs")
     assert upstream.family == "hubert"
-    check_parity(model, upstream)
+    check_parity_row_by_row(model, upstream)
     export_upstream(tmp_path / "theirs", tmp_path / "back", to="transformers")
     again = HubertModel.from_pretrained(tmp_path / "back")
     assert again.state_dict().keys() == model.state_dict().keys()

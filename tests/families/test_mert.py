@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from contextual_parity import check_parity_row_by_row, their_model
+from fairseq_weights import fairseq_weights, old_weight_norm
 from omegaconf import OmegaConf
-from torch import Tensor
 from transformers import HubertConfig as TheirConfig
 from transformers import HubertModel, Wav2Vec2FeatureExtractor
 
@@ -17,25 +18,12 @@ from speechssl.loading import load_upstream
 from upstreams.hubert.config import PRESETS
 from upstreams.hubert.model import build
 
-SMALL = {
-    "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96, "conv_dim": [32] * 7,
-}  # fmt: skip
 LARGE = {"do_stable_layer_norm": True, "hidden_dropout": 0.0}
 MERT = {
     "model_type": "mert_model", "architectures": ["MERTModel"], "sample_rate": 24_000, "deepnorm": False,
     "feature_extractor_cqt": False, "feature_extractor_cqt_bins": 336, "attention_relax": -1.0,
     "auto_map": {"AutoConfig": "configuration_MERT.MERTConfig", "AutoModel": "modeling_MERT.MERTModel"},
 }  # fmt: skip
-
-
-def their_model(**changes: Any) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = HubertModel(TheirConfig(**SMALL, **changes)).eval()
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                torch.nn.init.normal_(parameter, mean=0.5, std=0.3)
-    return model
 
 
 def save(model: Any, folder: Path, **changes: Any) -> Path:
@@ -47,40 +35,19 @@ def save(model: Any, folder: Path, **changes: Any) -> Path:
     (folder / "config.json").write_text(json.dumps({**config, **MERT, **changes}))
     (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True, "sampling_rate": 24_000}))
     (folder / "modeling_MERT.py").write_text("raise SystemExit('this was run')")
-    torch.save(old_names(model.state_dict()), folder / "pytorch_model.bin")
+    torch.save(old_weight_norm(model.state_dict()), folder / "pytorch_model.bin")
     return folder
-
-
-def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    names = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
-    for new, old in names.items():
-        state = {key.replace(new, old): value for key, value in state.items()}
-    return state
-
-
-@torch.no_grad()
-def check_parity(model: Any, upstream: Any, *, normalize: bool = True) -> None:
-    # Loud, since transformers divides by sqrt(variance + 1e-7), and we, as fairseq does, by sqrt(variance + 1e-5).
-    waveform = 0.5 * torch.randn(2, 14_000, generator=torch.Generator().manual_seed(0)) + 0.01
-    out = upstream(waveform, torch.tensor([14_000, 6_000]))
-    extractor = Wav2Vec2FeatureExtractor(do_normalize=normalize, sampling_rate=24_000)
-    for row, length in enumerate((14_000, 6_000)):
-        values = extractor(waveform[row, :length].numpy(), sampling_rate=24_000, return_tensors="pt").input_values
-        theirs = model(values, output_hidden_states=True).hidden_states
-        assert len(out.hidden_states) == len(theirs) == 4
-        for a, b in zip(out.hidden_states, theirs, strict=True):
-            torch.testing.assert_close(a[row, : b.size(1)], b[0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("shape", "said"), [({}, {}), (LARGE, {"attention_relax": 32.0})], ids=["95M", "330M"])
 def test_hidden_states_equal_transformers_hubert_and_go_there(
     shape: dict[str, Any], said: dict[str, Any], tmp_path: Path
 ) -> None:
-    model = their_model(**shape)
+    model = their_model(HubertModel, TheirConfig, **shape)
     upstream = load_upstream(save(model, tmp_path / "theirs", **said))
     assert (upstream.family, upstream.sample_rate, upstream.frame_rate) == ("hubert", 24_000, 75.0)
     assert upstream.normalize
-    check_parity(model, upstream)
+    check_parity_row_by_row(model, upstream)
     export_upstream(tmp_path / "theirs", tmp_path / "back", to="transformers")
     again = HubertModel.from_pretrained(tmp_path / "back").eval()
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
@@ -88,7 +55,7 @@ def test_hidden_states_equal_transformers_hubert_and_go_there(
 
 
 def test_a_folder_without_a_preprocessor_is_heard_at_its_own_rate(tmp_path: Path) -> None:
-    folder = save(their_model(), tmp_path / "theirs")
+    folder = save(their_model(HubertModel, TheirConfig), tmp_path / "theirs")
     (folder / "preprocessor_config.json").unlink()
     upstream = load_upstream(folder)
     assert (upstream.sample_rate, upstream.normalize) == (24_000, True)
@@ -96,44 +63,32 @@ def test_a_folder_without_a_preprocessor_is_heard_at_its_own_rate(tmp_path: Path
 
 @pytest.mark.parametrize("part", ["feature_extractor_cqt", "deepnorm"])
 def test_parts_that_the_published_models_have_not_are_named(part: str, tmp_path: Path) -> None:
-    save(their_model(), tmp_path / "theirs", **{part: True})
+    save(their_model(HubertModel, TheirConfig), tmp_path / "theirs", **{part: True})
     with pytest.raises(ConfigError, match=f"`{part}` of .*theirs must be False"):
         load_upstream(tmp_path / "theirs")
 
 
 def fairseq(model: Any, **changes: Any) -> dict[str, Any]:
-    names = {
-        "feature_projection.layer_norm": "layer_norm", "feature_projection.projection": "post_extract_proj",
-        "masked_spec_embed": "mask_emb", "attention.": "self_attn.", "feed_forward.intermediate_dense": "fc1",
-        "feed_forward.output_dense": "fc2", "pos_conv_embed.conv": "pos_conv.0",
-    }  # fmt: skip
-    state = {}
-    for theirs, value in old_names(model.state_dict()).items():
-        key = theirs
-        if "conv_layers" in key:
-            key = key.replace(".conv.", ".0.").replace(".layer_norm.", ".2.")
-        elif "encoder.layers" in key:
-            key = key.replace(".layer_norm.", ".self_attn_layer_norm.")
-        for old, new in names.items():
-            key = key.replace(old, new)
-        state[key] = value
     heads = {"label_embs_concat": torch.ones(9, 4), "encoder_cqt_model.fc.weight": torch.ones(336, 64),
              "encoder_cqt_model.spec_layer.cqt_kernels_real": torch.ones(3)}  # fmt: skip
     settings = {
         "_name": "mert", "extractor_mode": "default", "layer_norm_first": True, "encoder_layers": 3,
-        "encoder_embed_dim": 64, "encoder_ffn_embed_dim": 96, "encoder_attention_heads": 4, "attention_relax": 32.0,
+        "encoder_embed_dim": 64, "encoder_ffn_embed_dim": 128, "encoder_attention_heads": 4, "attention_relax": 32.0,
         "conv_feature_layers": "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2", "deepnorm": False, **changes,
     }  # fmt: skip
     task = {"_name": "mert_pretraining", "normalize": False, "sample_rate": 24_000}
-    return {"cfg": OmegaConf.create({"model": settings, "task": task}), "model": {**state, **heads}}
+    return {
+        "cfg": OmegaConf.create({"model": settings, "task": task}),
+        "model": {**fairseq_weights(model.state_dict(), norm="group"), **heads},
+    }
 
 
 def test_fairseqs_checkpoint_brings_its_rate_and_its_normalisation(tmp_path: Path) -> None:
-    model = their_model(**LARGE)
+    model = their_model(HubertModel, TheirConfig, **LARGE)
     torch.save(fairseq(model), tmp_path / "MERT.pt")
     upstream = load_upstream(tmp_path / "MERT.pt")
     assert (upstream.family, upstream.frame_rate, upstream.normalize) == ("hubert", 75.0, False)
-    check_parity(model, upstream, normalize=False)
+    check_parity_row_by_row(model, upstream)
     torch.save(fairseq(model, subln=True), tmp_path / "MERT.pt")
     with pytest.raises(ConfigError, match="`subln`"):
         load_upstream(tmp_path / "MERT.pt")

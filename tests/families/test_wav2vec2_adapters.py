@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from contextual_parity import LARGE, check_parity_row_by_row, their_model
+from fairseq_weights import fairseq_weights
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,25 +20,11 @@ from upstreams.wav2vec2.config import PRESETS, Wav2Vec2Config
 from upstreams.wav2vec2.convert import FORMATS
 from upstreams.wav2vec2.model import Wav2Vec2Upstream, build
 
-SMALL = {
-    "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96, "conv_dim": [32] * 7,
-    "vocab_size": 12, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True,
-}  # fmt: skip
-SAMPLES = (9_000, 5_000)
+LAYERS = {**LARGE, "conv_bias": True, "vocab_size": 12}
 
 
-def their_model(**changes: Any) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Wav2Vec2ForCTC(TheirConfig(**SMALL | {"adapter_attn_dim": 8} | changes)).eval()
-        randomise(model.parameters())
-    return model
-
-
-def randomise(parameters: Any) -> None:
-    for parameter in parameters:
-        if parameter.dim() == 1:
-            torch.nn.init.normal_(parameter, mean=0.5, std=0.3)
+def model_with_adapters(**changes: Any) -> Any:
+    return their_model(Wav2Vec2ForCTC, TheirConfig, **{**LAYERS, "adapter_attn_dim": 8, **changes})
 
 
 def adapters_of(model: Any) -> dict[str, Tensor]:
@@ -49,26 +37,13 @@ def other_language(model: Any) -> dict[str, Tensor]:
     return {key: torch.randn(value.shape, generator=generator) for key, value in adapters_of(model).items()}
 
 
-@torch.no_grad()
-def check_parity(model: Any, upstream: Any) -> None:
-    # Loud, since transformers divides by sqrt(variance + 1e-7), and we, as fairseq does, by sqrt(variance + 1e-5).
-    waveform = 0.5 * torch.randn(2, SAMPLES[0], generator=torch.Generator().manual_seed(0)) + 0.01
-    out = upstream(waveform, torch.tensor(SAMPLES))
-    for row, length in enumerate(SAMPLES):
-        values = torch.nn.functional.layer_norm(waveform[row : row + 1, :length], (length,))
-        theirs = model(values, output_hidden_states=True).hidden_states
-        assert len(out.hidden_states) == len(theirs) == 4
-        for a, b in zip(out.hidden_states, theirs, strict=True):
-            torch.testing.assert_close(a[row, : b.size(1)], b[0], rtol=0, atol=1e-4)
-
-
 def test_models_with_adapters_equal_transformers_and_go_back_bit_for_bit(tmp_path: Path) -> None:
-    model = their_model()
+    model = model_with_adapters()
     model.save_pretrained(tmp_path / "theirs")
     save_file(other_language(model), tmp_path / "theirs" / "adapter.fra.safetensors")  # beside the model's own
     upstream = load_upstream(tmp_path / "theirs")
     assert upstream.config.adapter_width == 8
-    check_parity(model.wav2vec2, upstream)
+    check_parity_row_by_row(model.wav2vec2, upstream)
     export_upstream(tmp_path / "theirs", tmp_path / "ours", to="speechssl")
     export_upstream(tmp_path / "ours", tmp_path / "back", to="transformers")
     again = Wav2Vec2Model.from_pretrained(tmp_path / "back").state_dict()
@@ -78,7 +53,7 @@ def test_models_with_adapters_equal_transformers_and_go_back_bit_for_bit(tmp_pat
 
 @pytest.mark.parametrize("form", ["file", "folder", "bin"])
 def test_another_languages_adapter_gives_what_transformers_gives_with_it(form: str, tmp_path: Path) -> None:
-    model = their_model()
+    model = model_with_adapters()
     model.save_pretrained(tmp_path)
     upstream = load_upstream(tmp_path)
     before = upstream.fingerprint()
@@ -95,43 +70,20 @@ def test_another_languages_adapter_gives_what_transformers_gives_with_it(form: s
     assert upstream.fingerprint() != before
     assert "fra" in upstream.weights
     model.load_state_dict(other, strict=False)
-    check_parity(model.wav2vec2, upstream)
+    check_parity_row_by_row(model.wav2vec2, upstream)
 
 
 def fairseq_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """fairseq's names of weights; it stacks adapters, of which there is one."""
-    inside = {
-        "linear_1.weight": "W_a", "linear_1.bias": "b_a", "linear_2.weight": "W_b", "linear_2.bias": "b_b",
-        "norm.weight": "ln_W", "norm.bias": "ln_b",
-    }  # fmt: skip
-    names = {
-        "feature_projection.layer_norm": "layer_norm", "feature_projection.projection": "post_extract_proj",
-        "masked_spec_embed": "mask_emb", "attention.": "self_attn.", "feed_forward.intermediate_dense": "fc1",
-        "feed_forward.output_dense": "fc2", "pos_conv_embed.conv": "pos_conv.0",
-        "parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v",
-    }  # fmt: skip
-    result = {}
-    for theirs, value in state.items():
-        key, kept = theirs.removeprefix("wav2vec2."), value
-        if "adapter_layer" in key:
-            start, rest = key.split("adapter_layer.")
-            key, kept = f"{start}adapter_layer.{inside[rest]}", value[None]
-        elif "conv_layers" in key:
-            key = key.replace(".conv.", ".0.").replace(".layer_norm.", ".2.1.")
-        elif "encoder.layers" in key:
-            key = key.replace(".layer_norm.", ".self_attn_layer_norm.")
-        for old, new in names.items():
-            key = key.replace(old, new)
-        result[
-            "w2v_encoder.proj" + key.removeprefix("lm_head") if "lm_head" in key else f"w2v_encoder.w2v_model.{key}"
-        ] = kept
-    return result
+    """Of a model fine-tuned with CTC."""
+    inside = {k.removeprefix("wav2vec2."): v for k, v in state.items() if not k.startswith("lm_head.")}
+    head = {f"w2v_encoder.proj.{k.removeprefix('lm_head.')}": v for k, v in state.items() if k.startswith("lm_head.")}
+    return {f"w2v_encoder.w2v_model.{k}": v for k, v in fairseq_weights(inside, norm="layer").items()} | head
 
 
 def fairseq(model: Any) -> dict[str, Any]:
     settings = {
         "_name": "wav2vec2", "extractor_mode": "layer_norm", "conv_bias": True, "layer_norm_first": True,
-        "encoder_layers": 3, "encoder_embed_dim": 64, "encoder_ffn_embed_dim": 96, "encoder_attention_heads": 4,
+        "encoder_layers": 3, "encoder_embed_dim": 64, "encoder_ffn_embed_dim": 128, "encoder_attention_heads": 4,
         "conv_feature_layers": "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2", "layer_type": "trf_adp",
         "adp_num": 1, "adp_dim": 8, "adp_act_fn": "relu", "adp_trf_idx": "all",
     }  # fmt: skip
@@ -145,10 +97,10 @@ def fairseq(model: Any) -> dict[str, Any]:
 
 
 def test_fairseqs_checkpoint_with_all_languages_gives_the_same(tmp_path: Path) -> None:
-    model, path = their_model(), tmp_path / "mms1b_all.pt"
+    model, path = model_with_adapters(), tmp_path / "mms1b_all.pt"
     torch.save(fairseq(model), path)
     upstream = load_upstream(path)
-    check_parity(model.wav2vec2, upstream)
+    check_parity_row_by_row(model.wav2vec2, upstream)
     assert isinstance(upstream, Wav2Vec2Upstream)
     with pytest.raises(UnknownNameError, match=r"Unknown language 'fre'\. Did you mean 'fra'"):
         upstream.load_adapter(path, language="fre")
@@ -156,11 +108,11 @@ def test_fairseqs_checkpoint_with_all_languages_gives_the_same(tmp_path: Path) -
         upstream.load_adapter(path)
     upstream.load_adapter(path, language="fra")
     model.load_state_dict(other_language(model), strict=False)
-    check_parity(model.wav2vec2, upstream)
+    check_parity_row_by_row(model.wav2vec2, upstream)
 
 
 def test_several_adapters_in_a_block_are_refused(tmp_path: Path) -> None:
-    content = fairseq(their_model())
+    content = fairseq(model_with_adapters())
     content["model"] = {
         k: v.expand(2, *v.shape[1:]) if "adapter_layer" in k else v for k, v in content["model"].items()
     }
@@ -170,12 +122,12 @@ def test_several_adapters_in_a_block_are_refused(tmp_path: Path) -> None:
 
 
 def test_wrong_adapters_are_one_sentence(tmp_path: Path) -> None:
-    model = their_model()
+    model = model_with_adapters()
     model.save_pretrained(tmp_path / "model")
     upstream = load_upstream(tmp_path / "model")
     assert isinstance(upstream, Wav2Vec2Upstream)
     before = upstream.fingerprint()
-    save_file(adapters_of(their_model(adapter_attn_dim=4)), tmp_path / "adapter.fra.safetensors")
+    save_file(adapters_of(model_with_adapters(adapter_attn_dim=4)), tmp_path / "adapter.fra.safetensors")
     with pytest.raises(SpeechsslError, match=r"must have shape \(8"):
         upstream.load_adapter(tmp_path / "adapter.fra.safetensors")
     with pytest.raises(SpeechsslError, match="unexpectedly hold"):
@@ -197,18 +149,18 @@ def test_adapters_after_norms_that_come_after_are_ours_alone() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"do_stable_layer_norm": False, "feat_extract_norm": "group"}])
 def test_convolutions_after_the_last_block_change_no_hidden_state(changes: dict[str, Any], tmp_path: Path) -> None:
-    model = their_model(add_adapter=True, output_hidden_size=48, adapter_attn_dim=None, **changes)
+    model = model_with_adapters(add_adapter=True, output_hidden_size=48, adapter_attn_dim=None, **changes)
     model.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": true}')
     upstream = load_upstream(tmp_path)
     assert not any("adapter" in key for key in upstream.state_dict())
-    check_parity(model.wav2vec2, upstream)
+    check_parity_row_by_row(model.wav2vec2, upstream)
 
 
 @pytest.mark.parametrize("name", ["wav2vec2_mms_1b_all", "wav2vec2_mms_1b_fl102", "wav2vec2_mms_1b_l1107"])
 def test_presets_have_the_shape_that_transformers_gives_them(name: str) -> None:
     large = {"hidden_size": 1280, "num_hidden_layers": 48, "num_attention_heads": 16, "intermediate_size": 5120}
-    config = TheirConfig(**SMALL | large | {"conv_dim": [512] * 7, "adapter_attn_dim": 16})
+    config = TheirConfig(**LAYERS | large | {"adapter_attn_dim": 16})
     with torch.device("meta"):
         ours, theirs = build(PRESETS[name]), Wav2Vec2Model(config)
     count = sum(p.numel() for p in ours.parameters())
