@@ -93,6 +93,10 @@ def test_codes_stay_the_same_in_bfloat16(variant: str, waveform: Tensor, tmp_pat
     assert half.get_parameter("encoder.blocks.0.conv.weight").dtype == torch.bfloat16
     assert half.get_parameter("frontend.convs.0.weight").dtype == torch.float32
     assert torch.equal(full.codes(waveform), half.codes(waveform))
+    plain = full(waveform, layers=[0]).hidden_states[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(full(waveform, layers=[0]).hidden_states[0], plain)
+        assert torch.equal(full.codes(waveform), half.codes(waveform))
     assert half(waveform).hidden_states[-1].dtype == torch.bfloat16
 
 

@@ -53,9 +53,9 @@ class AtstUpstream(PatchUpstream):
         depth = self.config.depth
         out = self(waveform, lengths, layers=range(1, depth + 1))
         inner = [self.encoder.norm(out.hidden_states[layer]) for layer in range(1, depth)]
-        inside = torch.arange(inner[0].size(1), device=inner[0].device)[None, :] < out.lengths[:, None]  # (B, T)
-        embeddings: Tensor = torch.cat([*inner, out.hidden_states[depth]], dim=2) * inside[:, :, None]
-        return embeddings
+        embeddings: Tensor = torch.cat([*inner, out.hidden_states[depth]], dim=2)
+        padding = lengths_to_padding_mask(out.lengths, embeddings.size(1))  # (B, T)
+        return embeddings.masked_fill(padding[:, :, None], 0.0)
 
     @torch.no_grad()
     def scene_embeddings(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -32,10 +32,20 @@ class VqWav2VecUpstream(ConvContextUpstream):
         super().__init__(config, feature_width=config.codebook_width or config.conv_channels)
         self.quantizer = _quantizer(config)
 
+    def extract_features(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the frontend, in float32 under autocast too: see `_apply`."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            return super().extract_features(waveform, lengths)
+
+    def quantize(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, T) -> quantised features (B, codebook width, T) and codes (B, T, G) int64, in float32 likewise."""
+        with torch.autocast(features.device.type, enabled=False):
+            quantized, codes = self.quantizer(features, frames)
+        return quantized, codes
+
     def represent(self, features: Tensor, frames: Tensor) -> Tensor:
         """Quantises: (B, C, T) -> (B, codebook width, T)."""
-        quantized: Tensor = self.quantizer(features, frames)[0]
-        return quantized.to(next(self.encoder.parameters()).dtype)
+        return self.quantize(features, frames)[0].to(next(self.encoder.parameters()).dtype)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # torch's own hook is untyped
         """Keeps what decides on the codes in float32: rounded weights choose other codewords, which are far away."""
@@ -84,7 +94,7 @@ class _Codes(Upstream):
 
     def compute(self, waveform: Tensor, lengths: Tensor, layers: frozenset[int]) -> dict[int, Tensor]:
         """Codes (B, T, G) as float32, which holds them exactly."""
-        codes: Tensor = self.model.quantizer(*self.model.extract_features(waveform, lengths))[1]
+        _, codes = self.model.quantize(*self.model.extract_features(waveform, lengths))
         return dict.fromkeys(layers, codes.float())
 
     def fingerprint_config(self) -> str:
