@@ -36,6 +36,8 @@ def their_model(kind=HubertModel, **changes):
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 torch.nn.init.normal_(parameter, mean=0.5, std=0.3)
+            elif parameter.dim() == 2:  # else each frame would attend to all alike
+                torch.nn.init.normal_(parameter, std=parameter.size(1) ** -0.5)
     return model
 
 

@@ -5,42 +5,34 @@ from pathlib import Path
 import pytest
 import torch
 import torchaudio
-from transformers import Wav2Vec2Config as TheirConfig
-from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining, Wav2Vec2Model
+from contextual_parity import LARGE, check_padded_parity, check_parity, check_round_trip, noise, their_model
+from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining, Wav2Vec2Model
 
-from speechssl.export import export_upstream
 from speechssl.loading import load_upstream
 from upstreams.wav2vec2.config import PRESETS
 from upstreams.wav2vec2.model import build
 
-SMALL = {
-    "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128, "conv_dim": [32] * 7,
-    "num_codevectors_per_group": 8, "codevector_dim": 16, "proj_codevector_dim": 16,
-}  # fmt: skip
-LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+LV60 = {**LARGE, "conv_bias": True}
 
 
-@pytest.mark.parametrize("changes", [{}, LARGE], ids=["base", "large"])
-def test_hidden_states_equal_transformers_and_go_back_bit_for_bit(changes: dict[str, object], tmp_path: Path) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Wav2Vec2ForPreTraining(TheirConfig(**SMALL, **changes)).eval()
-    model.save_pretrained(tmp_path / "theirs")  # with the quantizer, which is no part of the upstream
-    upstream = load_upstream(tmp_path / "theirs")
+@pytest.mark.parametrize("changes", [{}, LV60], ids=["base", "large"])
+def test_hidden_states_equal_transformers(changes: dict[str, object], tmp_path: Path) -> None:
+    model = their_model(Wav2Vec2ForPreTraining, Wav2Vec2Config, **changes)
+    model.save_pretrained(tmp_path)  # with the quantizer, which is no part of the upstream
+    upstream = load_upstream(tmp_path)
     assert (upstream.family, upstream.normalize) == ("wav2vec2", bool(changes))
-    # Loud, since transformers divides by sqrt(variance + 1e-7), and we, as fairseq does, by sqrt(variance + 1e-5).
-    waveform = 0.5 * torch.randn(1, 9_000, generator=torch.Generator().manual_seed(0)) + 0.01
-    extractor = Wav2Vec2FeatureExtractor(do_normalize=upstream.normalize, return_attention_mask=False)
-    values = extractor(waveform[0].numpy(), sampling_rate=16_000, return_tensors="pt").input_values
-    with torch.no_grad():
-        theirs = model.wav2vec2(values, output_hidden_states=True).hidden_states
-        ours = upstream(waveform).hidden_states
-    assert len(ours) == len(theirs) == 4
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
-    export_upstream(tmp_path / "theirs", tmp_path / "back", to="transformers")
-    again = Wav2Vec2Model.from_pretrained(tmp_path / "back").state_dict()
-    assert all(torch.equal(value, again[name]) for name, value in model.wav2vec2.state_dict().items())
+    check_parity(model.wav2vec2, upstream, noise(40_000))
+
+
+def test_padded_batches_equal_transformers(tmp_path: Path) -> None:
+    model = their_model(Wav2Vec2Model, Wav2Vec2Config, **LV60)
+    model.save_pretrained(tmp_path)
+    check_padded_parity(model, load_upstream(tmp_path))
+
+
+@pytest.mark.parametrize("changes", [{}, LV60], ids=["base", "large"])
+def test_export_gives_transformers_its_own_model_back(changes: dict[str, object], tmp_path: Path) -> None:
+    check_round_trip(their_model(Wav2Vec2Model, Wav2Vec2Config, **changes), tmp_path)
 
 
 @pytest.mark.parametrize(
