@@ -136,6 +136,111 @@ def test_one_id_for_two_utterances_is_an_error() -> None:
         resolve_items([Utterance("x", "a.wav"), Utterance("x", "b.wav")])
 
 
+def write_lines(path: Path, *lines: str) -> Path:
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_lists_name_one_path_per_line_with_or_without_an_id(recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(recordings.parent)
+    for name in ("files.txt", "files.lst"):
+        items = write_lines(recordings / name, "b.flac", "", f"x y\t{recordings / 'a.wav'}", "recordings/sub/d.mp3")
+        found = {u.id: Path(u.path) for u in resolve_items(items)}
+        assert list(found) == ["b", "x y", "d"] and all(path.is_file() for path in found.values())
+
+
+def test_wav_scp_comes_with_segments_text_and_speakers(upstream: Upstream, recordings: Path) -> None:
+    scp = write_lines(recordings / "wav.scp", "r1 a.wav", f"r2 {recordings / 'b.flac'}", "r3 sub/e.aiff")
+    write_lines(recordings / "utt2spk", "r1 anna", "u1 ben")
+    assert resolve_items(scp)[0] == Utterance("r1", str(recordings / "a.wav"), labels={"speaker": "anna"})
+    write_lines(recordings / "segments", "u1 r2 0.1 0.5", "u2 r3 0.25 -1")
+    write_lines(recordings / "text", "u1 two words", "u2")
+    found = resolve_items(recordings)  # the folder is one of Kaldi's, by its wav.scp
+    assert [(u.id, u.start, u.duration) for u in found] == [("u1", 0.1, 0.4), ("u2", 0.25, None)]
+    assert [u.labels for u in found] == [{"text": "two words", "speaker": "ben"}, {"text": ""}]
+    frames = {u.id: f[0].size(0) for u, f in extract(upstream, found, layers=[0])}
+    exact = {u.id: round((u.duration or 1.65) * 50) for u in found}
+    assert all(abs(frames[i] - exact[i]) <= 2 for i in exact)
+
+
+def test_recordings_are_utterances_or_hold_those_of_their_supervisions(recordings: Path) -> None:
+    from lhotse import Recording, RecordingSet, SupervisionSegment, SupervisionSet
+
+    held = [Recording.from_file(recordings / name) for name in ("a.wav", "b.flac", "c.ogg")]
+    manifest = recordings / "tones_recordings_all.jsonl.gz"
+    RecordingSet.from_recordings(held).to_file(manifest)
+    assert [(u.id, u.path) for u in resolve_items(manifest)] == [(r.id, r.sources[0].source) for r in held]
+    segments = [
+        SupervisionSegment(id=f"s{n}", recording_id=r, start=0.1 * n, duration=0.2, text=f"word {n}", speaker="anna")
+        for n, r in enumerate(("b", "a", "b"))
+    ]
+    SupervisionSet.from_segments(segments).to_file(recordings / "tones_supervisions_all.jsonl.gz")
+    found = resolve_items(manifest)
+    assert [u.id for u in found] == ["s1", "s0", "s2"]  # in the order of the recordings; c has none, and is left out
+    assert found[2].start == 0.2 and found[2].duration == 0.2
+    assert found[2].labels == {"text": "word 2", "speaker": "anna"} and found[2].path.endswith("b.flac")
+
+
+SOURCE = '"sources": [{"type": "%s", "source": "%s"}], "duration": 1'
+BAD_LINES: dict[str, tuple[str, list[str], str]] = {
+    "a command": ("wav.scp", ["r1 a.wav", "r2 sox b.flac -t wav - |"], "line 2, is a command"),
+    "a command in a list": ("l.txt", ["x\tcat a.wav |"], "line 1, is a command"),
+    "an archive": ("wav.scp", ["r1 wav.ark:17"], "line 1, points into an archive"),
+    "no path": ("wav.scp", ["r1 a.wav", "", "r2"], "line 3, must be an id and a path"),
+    "an id twice": ("wav.scp", ["r1 a.wav", "r1 b.flac"], "line 2, has the id 'r1' for the second time"),
+    "two tabs": ("l.lst", ["a.wav", "x\ty\tb.flac"], "line 2, must be a path, or an id, one tab and a path"),
+    "no id": ("l.lst", ["\tb.flac"], "line 1, must be a path, or an id"),
+    "an empty list": ("l.txt", [""], "is empty"),
+    "binary": ("l.txt", ["a.wav", "\0\0"], "line 2, is not text"),
+    "no JSON": ("m.jsonl", ['{"id": "x", ' + SOURCE % ("file", "a.wav") + "}", "{"], "line 2, is not of a whole"),
+    "no object": ("m.jsonl", ["7"], "line 1, is not of a whole Lhotse manifest (it is no JSON object)"),
+    "audio of a command": ("m.jsonl", ['{"id": "x", ' + SOURCE % ("command", "cat a.wav") + "}"], "of type 'command'"),
+    "supervisions": ("m.jsonl", ['{"id": "s", "recording_id": "r", "start": 0, "duration": 1}'], "holds supervisions"),
+    "a mixed cut": ("m.jsonl", ['{"id": "x", "tracks": []}'], "holds a mixed cut"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_a_bad_line_is_named_by_file_and_number(case: str, recordings: Path) -> None:
+    name, lines, says = BAD_LINES[case]
+    path = write_lines(recordings / name, *lines)
+    with pytest.raises(ManifestError) as caught:
+        resolve_items(path)
+    assert str(path) in str(caught.value) and says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("u r1 0.5", "must be an utterance, a recording, a start and an end"),
+        ("u r1 zero 1", "must be an utterance, a recording, a start and an end"),
+        ("u r9 0 1", "names the recording 'r9'"),
+        ("u r1 1 0.5", "must end after it starts"),
+    ],
+)
+def test_a_bad_segment_is_named_by_file_and_number(line: str, says: str, recordings: Path) -> None:
+    write_lines(recordings / "wav.scp", "r1 a.wav")
+    segments = write_lines(recordings / "segments", "u0 r1 0 0.3", line)
+    with pytest.raises(ManifestError) as caught:
+        resolve_items(recordings / "wav.scp")
+    assert f"{segments}, line 2, {says}" in str(caught.value)
+
+
+def test_nothing_that_a_list_says_is_run(recordings: Path) -> None:
+    mark = recordings / "ran"
+    for name, line in (("wav.scp", f"r touch {mark} |"), ("l.txt", f"touch {mark} |"), ("k.lst", f"|touch {mark}")):
+        with pytest.raises(ManifestError, match="command"):
+            resolve_items(write_lines(recordings / name, line))
+    assert not mark.exists()
+
+
+def test_supervisions_of_an_unknown_recording_are_an_error(recordings: Path) -> None:
+    manifest = write_lines(recordings / "recordings.jsonl", '{"id": "r", ' + SOURCE % ("file", "a.wav") + "}")
+    write_lines(recordings / "supervisions.jsonl", '{"id": "s", "recording_id": "q", "start": 0, "duration": 1}')
+    with pytest.raises(ManifestError, match="lacks the recording 'q' of the supervision 's'"):
+        resolve_items(manifest)
+
+
 def index(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
 
