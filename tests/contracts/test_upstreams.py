@@ -77,6 +77,19 @@ def test_an_utterance_does_not_depend_on_its_batch(upstream, waveform, lengths):
 
 
 @torch.no_grad()
+def test_from_one_frame_to_thirty_seconds_the_batch_does_not_matter(upstream, shortest, monkeypatch):
+    monkeypatch.setattr("speechssl.upstream.GROUP_SECONDS", 1_000.0)  # one batch, whatever the padding costs
+    rate, ends = upstream.sample_rate, [0, -1]
+    lengths = torch.tensor([30 * rate, int(7.3 * rate), rate, shortest])
+    waveform = 0.1 * torch.randn(4, 30 * rate, generator=torch.Generator().manual_seed(0)) + 0.01
+    batch = upstream(waveform, lengths, layers=ends)
+    for row, length in enumerate(lengths.tolist()):
+        alone = upstream(waveform[row : row + 1, :length], layers=ends)
+        for together, single in zip(batch.hidden_states, alone.hidden_states, strict=True):
+            assert (together[row, : single.size(1)] - single[0]).abs().max() <= 1e-5, f"utterance {row}"
+
+
+@torch.no_grad()
 def test_what_lies_in_the_padding_does_not_matter(upstream, waveform, lengths):
     inside = torch.arange(waveform.size(1)) < lengths[:, None]
     garbage = torch.where(inside, waveform, 7.0)
