@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.conv_context.config import ConvContextConfig
-from speechssl.encoder.causal_conv import CausalConvEncoder
+from speechssl.encoder.causal_conv import CausalConvConfig, CausalConvEncoder
 from speechssl.errors import ConfigError
 from speechssl.frontend.conv_group_norm import ConvGroupNorm
 from speechssl.upstream import Upstream
@@ -46,14 +46,16 @@ class ConvContextUpstream(Upstream):
         self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.encoder = CausalConvEncoder(
             feature_width,
-            config.width,
-            kernels=config.context_kernels,
-            activation=activation,
-            residual_scale=config.residual_scale if config.residual else None,
-            zero_pad=config.zero_pad,
-            bias=config.bias,
-            affine=config.norm_affine,
-            dropout=config.dropout,
+            CausalConvConfig(
+                width=config.width,
+                kernels=config.context_kernels,
+                activation=activation,
+                residual_scale=config.residual_scale if config.residual else None,
+                zero_pad=config.zero_pad,
+                bias=config.bias,
+                affine=config.norm_affine,
+                dropout=config.dropout,
+            ),
         )
 
     def output_lengths(self, lengths: Tensor) -> Tensor:

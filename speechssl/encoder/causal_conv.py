@@ -5,12 +5,34 @@ B batch, T frames, C channels of the input, D width, L blocks.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.masked_norm import group_norm
+
+
+@dataclass(frozen=True)
+class CausalConvConfig:
+    """Shape of a stack of causal convolutions; the defaults are those of wav2vec large."""
+
+    width: int = 512
+    kernels: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13)
+    """Of each block: the current frame and those before it."""
+    activation: Callable[[Tensor], Tensor] = F.relu
+    """After the norm."""
+    residual_scale: float | None = 0.5
+    """The sum of block and residual is multiplied by its square root; None = no residual."""
+    zero_pad: bool = False
+    """Whether silence precedes the utterance, instead of its first frame again and again."""
+    bias: bool = True
+    """Of the convolutions."""
+    affine: bool = True
+    """Whether the norms have a gain and a bias."""
+    dropout: float = 0.0
+    """After the convolutions."""
 
 
 class CausalConvBlock(nn.Module):
@@ -19,84 +41,45 @@ class CausalConvBlock(nn.Module):
     Paper: Schneider et al. 2019, sec. 2.1 and 3.3, arXiv:1904.05862.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        width: int,
-        *,
-        kernel: int,
-        activation: Callable[[Tensor], Tensor],
-        residual_scale: float | None,
-        zero_pad: bool = False,
-        bias: bool = True,
-        affine: bool = True,
-        dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, inputs: int, kernel: int, config: CausalConvConfig) -> None:
         """
         Args:
-            inputs: channels that come in; where they are not `width`, the residual is projected.
-            width: channels D that come out.
-            kernel: frames, the current one and those before it.
-            activation: after the norm.
-            residual_scale: sum of block and residual is multiplied by its square root; None = no residual.
-            zero_pad: whether silence precedes the utterance, instead of its first frame again and again.
-            bias: of the convolution.
-            affine: whether the norm has a gain and a bias.
-            dropout: after the convolution.
+            inputs: channels that come in; where they are not the width, the residual is projected.
+            kernel: frames.
+            config: of the whole stack.
         """
         super().__init__()
-        self.padding = kernel - 1
-        self.pad_mode = "constant" if zero_pad else "replicate"
-        self.activation = activation
-        self.residual_scale = residual_scale
-        self.conv = nn.Conv1d(inputs, width, kernel, bias=bias)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.GroupNorm(1, width, affine=affine)
-        project = residual_scale is not None and inputs != width
-        self.residual = nn.Conv1d(inputs, width, 1, bias=False) if project else None
+        self.config = config
+        self.conv = nn.Conv1d(inputs, config.width, kernel, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.GroupNorm(1, config.width, affine=config.affine)
+        project = config.residual_scale is not None and inputs != config.width
+        self.residual = nn.Conv1d(inputs, config.width, 1, bias=False) if project else None
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
         """(B, C, T) -> (B, D, T); `frames` are the valid ones, (B,) int64."""
-        y = self.dropout(self.conv(F.pad(x, (self.padding, 0), mode=self.pad_mode)))
-        y = self.activation(group_norm(y, frames, self.norm))
-        if self.residual_scale is None:
+        before = (self.conv.kernel_size[0] - 1, 0)
+        y = self.conv(F.pad(x, before, mode="constant" if self.config.zero_pad else "replicate"))
+        y = self.config.activation(group_norm(self.dropout(y), frames, self.norm))
+        if self.config.residual_scale is None:
             return y
         residual = x if self.residual is None else self.residual(x)
-        return (y + residual) * math.sqrt(self.residual_scale)
+        return (y + residual) * math.sqrt(self.config.residual_scale)
 
 
 class CausalConvEncoder(nn.Module):
     """A stack of `CausalConvBlock`, one for each kernel."""
 
-    def __init__(
-        self,
-        inputs: int,
-        width: int,
-        *,
-        kernels: Sequence[int],
-        activation: Callable[[Tensor], Tensor],
-        residual_scale: float | None,
-        zero_pad: bool = False,
-        bias: bool = True,
-        affine: bool = True,
-        dropout: float = 0.0,
-    ) -> None:
-        """See `CausalConvBlock`; `kernels` are of each block, in frames."""
+    def __init__(self, inputs: int, config: CausalConvConfig) -> None:
+        """
+        Args:
+            inputs: channels C that enter the first block.
+            config: of all blocks.
+        """
         super().__init__()
-        self.blocks = nn.ModuleList(
-            CausalConvBlock(
-                inputs if index == 0 else width,
-                width,
-                kernel=kernel,
-                activation=activation,
-                residual_scale=residual_scale,
-                zero_pad=zero_pad,
-                bias=bias,
-                affine=affine,
-                dropout=dropout,
-            )
-            for index, kernel in enumerate(kernels)
-        )
+        channels = [inputs] + [config.width] * (len(config.kernels) - 1)
+        pairs = zip(channels, config.kernels, strict=True)
+        self.blocks = nn.ModuleList(CausalConvBlock(count, kernel, config) for count, kernel in pairs)
 
     def forward(self, x: Tensor, frames: Tensor, *, layers: Iterable[int]) -> dict[int, Tensor]:
         """Encodes, and stops at the deepest layer asked for.
@@ -111,9 +94,7 @@ class CausalConvEncoder(nn.Module):
         """
         wanted = frozenset(layers)
         states = {0: x} if 0 in wanted else {}
-        for index, block in enumerate(self.blocks):
-            if index >= max(wanted, default=0):
-                break
+        for index, block in enumerate(self.blocks[: max(wanted, default=0)]):
             x = block(x, frames)
             if index + 1 in wanted:
                 states[index + 1] = x

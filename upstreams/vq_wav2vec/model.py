@@ -6,7 +6,7 @@ B batch, S samples, T frames, C channels of the features, G groups.
 import torch
 from torch import Tensor
 
-from speechssl.conv_context.model import ConvContextUpstream, activation_function
+from speechssl.conv_context.model import ConvContextUpstream
 from speechssl.errors import ConfigError
 from speechssl.lengths import lengths_to_padding_mask
 from speechssl.types import UpstreamOutput
@@ -108,23 +108,8 @@ def build(config: VqWav2VecConfig) -> VqWav2VecUpstream:
 
 
 def _quantizer(config: VqWav2VecConfig) -> GumbelQuantizer | KmeansQuantizer:
-    width = config.codebook_width or config.conv_channels
     if config.quantizer == "gumbel":
-        return GumbelQuantizer(
-            config.conv_channels,
-            width=width,
-            groups=config.groups,
-            codewords=config.codewords,
-            shared=config.shared_codebook,
-            depth=config.projection_depth,
-            activation=activation_function(config.activation),
-        )
+        return GumbelQuantizer(config)
     if config.quantizer == "kmeans":
-        return KmeansQuantizer(
-            config.conv_channels,
-            width=width,
-            groups=config.groups,
-            codewords=config.codewords,
-            shared=config.shared_codebook,
-        )
+        return KmeansQuantizer(config)
     raise ConfigError(f"`quantizer` must be 'gumbel' or 'kmeans', but is '{config.quantizer}'.")

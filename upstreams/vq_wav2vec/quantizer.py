@@ -5,14 +5,15 @@ those of the codewords chosen; the values stay the same bit for bit.
 B batch, T frames, C channels, G groups, V codewords per group.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from speechssl.conv_context.model import activation_function
 from speechssl.errors import ConfigError
 from speechssl.masked_norm import group_norm
+from upstreams.vq_wav2vec.config import VqWav2VecConfig
 
 
 class GumbelQuantizer(nn.Module):
@@ -21,33 +22,13 @@ class GumbelQuantizer(nn.Module):
     Paper: Baevski et al. 2019, sec. 3.1, arXiv:1910.05453.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        width: int,
-        groups: int,
-        codewords: int,
-        shared: bool,
-        depth: int,
-        activation: Callable[[Tensor], Tensor],
-    ) -> None:
-        """
-        Args:
-            channels: of the features, C.
-            width: channels of all groups' codewords together.
-            groups: G.
-            codewords: V.
-            shared: whether all groups choose from the same codewords.
-            depth: layers that make the logits; those before the last are 2 C wide.
-            activation: between them.
-        """
+    def __init__(self, config: VqWav2VecConfig) -> None:
         super().__init__()
-        _check_width(width, groups)
-        self.groups = groups
-        self.activation = activation
-        self.codebook = nn.Parameter(torch.rand(1 if shared else groups, codewords, width // groups))  # (G or 1, V, *)
-        sizes = [channels] + [2 * channels] * (depth - 1) + [groups * codewords]
+        self.groups = config.groups
+        self.activation = activation_function(config.activation)
+        self.codebook = nn.Parameter(torch.rand(_codebook_shape(config)))
+        channels, logits = config.conv_channels, config.groups * config.codewords
+        sizes = [channels] + [2 * channels] * (config.projection_depth - 1) + [logits]
         self.projection = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002  # the other needs them
@@ -71,16 +52,17 @@ class KmeansQuantizer(nn.Module):
     Paper: Baevski et al. 2019, sec. 3.2, arXiv:1910.05453.
     """
 
-    def __init__(self, channels: int, *, width: int, groups: int, codewords: int, shared: bool) -> None:
-        """See `GumbelQuantizer`; `width` must be `channels`."""
+    def __init__(self, config: VqWav2VecConfig) -> None:
         super().__init__()
-        _check_width(width, groups)
-        if width != channels:
-            raise ConfigError(f"`codebook_width` must be `conv_channels` = {channels} with k-means, but is {width}.")
-        self.groups = groups
-        self.codebook = nn.Parameter(0.01 * torch.randn(1 if shared else groups, codewords, width // groups))
-        self.projection = nn.Conv1d(channels, channels, 1, groups=groups, bias=False)
-        self.norm = nn.GroupNorm(groups, channels)
+        channels = config.conv_channels
+        if config.codebook_width not in (0, channels):
+            raise ConfigError(
+                f"`codebook_width` must be `conv_channels` = {channels} with k-means, but is {config.codebook_width}."
+            )
+        self.groups = config.groups
+        self.codebook = nn.Parameter(0.01 * torch.randn(_codebook_shape(config)))
+        self.projection = nn.Conv1d(channels, channels, 1, groups=config.groups, bias=False)
+        self.norm = nn.GroupNorm(config.groups, channels)
 
     def forward(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, T) -> quantised features (B, C, T) and codes (B, T, G) int64; `frames` are the valid ones."""
@@ -102,6 +84,11 @@ def look_up(codebook: Tensor, codes: Tensor) -> Tensor:
     return codebook[group, codes]
 
 
-def _check_width(width: int, groups: int) -> None:
-    if width % groups:
-        raise ConfigError(f"`codebook_width` must be a multiple of `groups`, but is {width} with {groups} groups.")
+def _codebook_shape(config: VqWav2VecConfig) -> tuple[int, int, int]:
+    """Groups (1 if they share their codewords), codewords, channels of each."""
+    width = config.codebook_width or config.conv_channels
+    if width % config.groups:
+        raise ConfigError(
+            f"`codebook_width` must be a multiple of `groups`, but is {width} with {config.groups} groups."
+        )
+    return 1 if config.shared_codebook else config.groups, config.codewords, width // config.groups
