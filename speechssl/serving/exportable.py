@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from speechssl.encoder.alibi import LinearBias
 from speechssl.encoder.attention import SelfAttention
+from speechssl.encoder.positional import ConvPositionalEmbedding
 from speechssl.encoder.relative_attention import RelativeAttention
 from speechssl.encoder.relative_bias import PositionGate, RelativePositionBias
 from speechssl.frontend.conv_waveform import EPS, ConvWaveform
@@ -146,6 +147,13 @@ class _StackedLogMel(StackedLogMel):
         return torch.cat([features[:, first + offset] for offset in range(self.stack)], dim=2)
 
 
+class _ConvPositionalEmbedding(ConvPositionalEmbedding):
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:  # noqa: ARG002  # as the original
+        """(B, T, D) -> (B, T, D), without keeping the normalised weight from one call to the next."""
+        y = self.conv(x.transpose(1, 2))[:, :, : x.size(1)]
+        return F.gelu(y).transpose(1, 2)
+
+
 class _SelfAttention(SelfAttention):
     def forward(self, x: Tensor, attended: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """As plain products over the whole batch; `positions` has its keys in the order of frames."""
@@ -208,6 +216,7 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     ConvWaveform: _ConvWaveform,
     LogMel: _LogMel,
     StackedLogMel: _StackedLogMel,
+    ConvPositionalEmbedding: _ConvPositionalEmbedding,
     SelfAttention: _SelfAttention,
     PositionGate: _PositionGate,
     RelativePositionBias: _RelativePositionBias,
