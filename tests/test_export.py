@@ -48,7 +48,7 @@ def small(name: str) -> Upstream:
     for module in upstream.modules():
         if isinstance(
             module, LogMel
-        ):  # its float32 is off by more than 1e-4 where a band is weak; programs have float64
+        ):  # programs have float64; float32 is off by 1e-4 where a band is weak
             module.options = dataclasses.replace(module.options, double=True)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
