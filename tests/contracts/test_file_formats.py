@@ -138,6 +138,15 @@ def fine_tuned(model: dict[str, Any], state: dict[str, Tensor], normalize: bool)
     return {"cfg": {"model": outside, "task": {"normalize": normalize}}, "model": weights}
 
 
+def older_fine_tuned(model: dict[str, Any], state: dict[str, Tensor], normalize: bool) -> dict[str, Any]:
+    inside = older(model, state, normalize)["args"]
+    made = fine_tuned(model, state, normalize)
+    return {
+        "args": argparse.Namespace(arch="wav2vec_ctc", w2v_args=inside, normalize=normalize),
+        "model": made["model"],
+    }
+
+
 def inside_its_own_head(model: dict[str, Any], state: dict[str, Tensor], normalize: bool) -> dict[str, Any]:
     """As UniSpeech is pre-trained: with the prefix of a fine-tuned model, and settings of its own."""
     made = newer(model, state, normalize)
@@ -159,7 +168,7 @@ def microsoft(model: dict[str, Any], state: dict[str, Tensor], normalize: bool) 
     return {"cfg": flat, "model": state}
 
 
-FORMS = (newer, newer_omegaconf, older, fine_tuned, inside_its_own_head, s3prl, half)
+FORMS = (newer, newer_omegaconf, older, fine_tuned, older_fine_tuned, inside_its_own_head, s3prl, half)
 CASES = [
     *[(family, norm, form) for family in THEIRS for norm in ("group", "layer") for form in FORMS],
     *[(family, norm, microsoft) for family in ("wavlm", "unispeech_sat") for norm in ("group", "layer")],
@@ -276,6 +285,17 @@ def test_contentvec_loads_as_hubert_without_the_blocks_that_are_told_the_speaker
     upstream = load_upstream(tmp_path / "model.pt")
     assert upstream.family == "hubert"
     check_numbers(upstream, model)
+
+
+def test_hubert_with_supervised_layers_in_between_loads_as_hubert(tmp_path: Path) -> None:
+    model = theirs("group")
+    heads = {"final_proj.0.weight": torch.zeros(4, 32), "final_proj.1.weight": torch.zeros(4, 32)}
+    content = {
+        "cfg": {"model": {**settings("group"), "_name": "ils_hubert", "predict_layers": "[1, 2]"}, "task": {}},
+        "model": {**fairseq_state(model), **heads, "weights": torch.zeros(2)},
+    }
+    torch.save(content, tmp_path / "model.pt")
+    check_numbers(load_upstream(tmp_path / "model.pt"), model)
 
 
 FAMILIES_IN_ERRORS = [

@@ -148,6 +148,43 @@ def test_attention_and_its_gradients_are_those_of_a_slow_reference_in_pieces_of_
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("with_gate", [True, False])
+def test_attention_equals_that_of_torchaudio_with_a_gate_and_without(with_gate: bool) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        theirs = WavLMSelfAttention(
+            16, 2, has_relative_attention_bias=True, num_buckets=32, max_distance=128, gru_rel_pos=with_gate
+        ).double()
+        x = torch.randn(2, 300, 16, dtype=torch.float64)
+    ours = SelfAttention(16, heads=2, gated=with_gate).double()
+    bias = RelativePositionBias(2, num_buckets=32, max_distance=128).double()
+    assert theirs.rel_attn_embed is not None
+    bias.bias.load_state_dict(theirs.rel_attn_embed.state_dict())
+    ours.qkv.weight.copy_(theirs.attention.in_proj_weight)
+    ours.qkv.bias.copy_(theirs.attention.in_proj_bias)
+    ours.output.load_state_dict(theirs.attention.out_proj.state_dict())
+    if ours.gate is not None:
+        ours.gate.projection.load_state_dict(theirs.gru_rel_pos_linear.state_dict())
+        ours.gate.scale.copy_(theirs.gru_rel_pos_const)
+    torch.testing.assert_close(ours(x, None, bias(300)), theirs(x)[0], rtol=0, atol=1e-10)
+
+
+def test_checkpointed_activations_give_the_same_gradients() -> None:
+    small = {"width": 16, "heads": 2, "depth": 2, "ffn_width": 16, "conv_channels": 8, "pos_groups": 4}
+    still = {"dropout": 0.0, "attention_dropout": 0.0, "input_dropout": 0.0}
+    upstream = build_upstream("wavlm", OurConfig(**small, **still), seed=0)
+    grads = []
+    for checkpointed in (False, True):
+        upstream.encoder.checkpoint_activations = checkpointed
+        loss = upstream(noise(4_000)).hidden_states[-1].square().sum()
+        used = [upstream.encoder.relative_bias.bias.weight, upstream.encoder.blocks[0].attention.gate.scale]
+        grads.append(torch.autograd.grad(loss, used))
+    for a, b in zip(*grads, strict=True):
+        assert a.abs().max() > 0
+        torch.testing.assert_close(a, b)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("padded", [False, True])
 def test_fused_attention_with_the_whole_bias_gives_the_same(padded: bool) -> None:
     module, bias, x, attended = gated()
