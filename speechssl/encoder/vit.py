@@ -87,8 +87,6 @@ class Windows:
     """Valid frames of each window, (N,) int64, at least 1."""
     kept: Tensor | None
     """(B, windows) bool, True = in `x`; None = one window for each utterance."""
-    of_many: Tensor
-    """(N,) bool, True = the utterance has more than one window."""
 
     def join(self, x: Tensor) -> Tensor:
         """Puts windows (N, K, D) side by side again: (B, T or more, D), 0 where there were none."""
@@ -109,11 +107,10 @@ def cut_windows(x: Tensor, lengths: Tensor, size: int) -> Windows:
     """
     count = -(-x.size(1) // size)
     if count <= 1:
-        return Windows(x, lengths, None, torch.zeros_like(lengths, dtype=torch.bool))
+        return Windows(x, lengths, None)
     padding = [0, 0] * (x.dim() - 2) + [0, count * size - x.size(1)]
     windows = F.pad(x, padding).reshape(x.size(0), count, size, *x.shape[2:])  # (B, windows, K, ...)
     starts = size * torch.arange(count, device=lengths.device)
     inside = (lengths[:, None] - starts).clamp(0, size)  # (B, windows)
     kept = inside > 0
-    of_many = (lengths > size)[:, None].expand_as(kept)
-    return Windows(windows[kept], inside[kept], kept, of_many[kept])
+    return Windows(windows[kept], inside[kept], kept)

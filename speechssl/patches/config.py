@@ -21,8 +21,6 @@ class PatchConfig:
     """Columns of patches that positions were learned for; longer audio is read in windows of so many."""
     position_cut: Literal["start", "centre"] = "start"
     """Which of the positions shorter audio takes."""
-    pad_last: bool = False
-    """Whether the last window of longer audio is filled up with zeros that are attended to."""
     prefix_tokens: int = 1
     """Tokens before the patches that stand for the whole clip."""
     width: int = 768

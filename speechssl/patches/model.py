@@ -9,11 +9,9 @@ B batch, S samples, T frames, M mel bands, N windows, K columns in a window, R r
 from typing import Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.encoder.vit import VisionTransformer, VitConfig, Windows, cut_windows
-from speechssl.errors import ConfigError
 from speechssl.frontend.patch_embedding import PatchEmbedding, patch_rows
 from speechssl.lengths import lengths_to_padding_mask
 from speechssl.patches.config import PatchConfig
@@ -44,8 +42,6 @@ class PatchUpstream(Upstream):
 
     def __init__(self, config: PatchConfig, spectrogram: Spectrogram) -> None:
         rows = patch_rows(config.num_mel_bins, patch=config.patch_bands, stride=config.stride_bands)
-        if config.pad_last and config.stride_frames != config.patch_frames:
-            raise ConfigError("`pad_last` needs patches that don't overlap in time: set stride_frames to patch_frames.")
         size = config.width * rows if config.frequency == "join" else config.width
         super().__init__(
             sample_rate=config.sample_rate,
@@ -90,24 +86,12 @@ class PatchUpstream(Upstream):
 
     def encode(self, waveform: Tensor, lengths: Tensor, layers: frozenset[int]) -> tuple[dict[int, Tensor], Windows]:
         """Encodes window by window: layer -> all tokens (N, P + K R, D), and the windows."""
-        features = self.spectrogram(waveform, lengths)  # (B, T, M)
-        beyond = lengths_to_padding_mask(self.spectrogram.output_lengths(lengths), features.size(1))
-        features = features.masked_fill(beyond[:, :, None], 0.0).to(self.position.dtype)
+        features = self.spectrogram(waveform, lengths).to(self.position.dtype)  # (B, T, M)
         columns = self.output_lengths(lengths)
-        grid = self.patches(self._whole_windows(features, int(columns.max())))  # (B, columns, R, D)
-        windows = cut_windows(grid[:, : self._computed(int(columns.max()))], columns, self.config.columns)
+        grid = self.patches(features)[:, : int(columns.max())]  # (B, columns, R, D)
+        windows = cut_windows(grid, columns, self.config.columns)
         tokens, padding_mask = self._tokens(windows)
         return self.encoder(tokens, padding_mask, layers=layers), windows
-
-    def _computed(self, columns: int) -> int:
-        """Columns to compute where the longest utterance has `columns`."""
-        size = self.config.columns
-        return -(-columns // size) * size if self.config.pad_last and columns > size else columns
-
-    def _whole_windows(self, features: Tensor, columns: int) -> Tensor:
-        """Fills up with zeros what `pad_last` attends to: (B, T, M) -> (B, T or more, M)."""
-        wanted = self._computed(columns) * self.config.stride_frames
-        return F.pad(features, (0, 0, 0, max(0, wanted - features.size(1)))) if self.config.pad_last else features
 
     def _tokens(self, windows: Windows) -> tuple[Tensor, Tensor | None]:
         """Adds positions and prefix: tokens (N, P + K R, D) and their padding mask, None = none is padding."""
@@ -121,12 +105,9 @@ class PatchUpstream(Upstream):
         tokens = grid.flatten(1, 2)  # (N, K R, D)
         if self.prefix is not None and self.prefix_position is not None:
             tokens = torch.cat(((self.prefix + self.prefix_position).expand(N, -1, -1), tokens), dim=1)
-        seen = windows.lengths
-        if self.config.pad_last:
-            seen = torch.where(windows.of_many, K, seen)
-        if int(seen.min()) == K:
+        if int(windows.lengths.min()) == K:
             return tokens, None
-        return tokens, lengths_to_padding_mask(self.config.prefix_tokens + R * seen, tokens.size(1))
+        return tokens, lengths_to_padding_mask(self.config.prefix_tokens + R * windows.lengths, tokens.size(1))
 
     def fingerprint_config(self) -> str:
         """The whole config."""

@@ -45,7 +45,7 @@ def authors_state() -> dict[str, Tensor]:
 
 
 def reference(state: dict[str, Tensor], waveform: Tensor) -> list[Tensor]:
-    """Hidden states (frames, width) of one utterance: chunks of the trained length, the last filled with zeros."""
+    """Hidden states (frames, width) of one utterance, in chunks of the trained length."""
     mel = AT.MelSpectrogram(
         f_min=0, sample_rate=16_000, win_length=512, center=True, n_fft=512, f_max=8_000, hop_length=160, n_mels=64
     )
@@ -55,9 +55,7 @@ def reference(state: dict[str, Tensor], waveform: Tensor) -> list[Tensor]:
     spectrum = spectrum * state["init_bn.1.weight"][:, None] + state["init_bn.1.bias"][:, None]
     length = 4 * COLUMNS
     columns, chunks = spectrum.size(1) // 4, list(spectrum.split(length, dim=1))
-    if len(chunks) > 1:
-        chunks[-1] = torch.cat((chunks[-1], torch.zeros(64, length - chunks[-1].size(1))), dim=1)
-    parts = [_chunk(state, chunk) for chunk in chunks]
+    parts = [_chunk(state, chunk) for chunk in chunks if chunk.size(1) >= 4]
     return [torch.cat(states)[:columns] for states in zip(*parts, strict=True)]
 
 

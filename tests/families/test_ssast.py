@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from torch import Tensor
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, ASTModel
@@ -12,6 +13,8 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.export import export_upstream
 from speechssl.loading import load_upstream
+from speechssl.long_audio import extract_long
+from speechssl.types import Utterance
 from upstreams.ssast.config import PRESETS
 from upstreams.ssast.model import build
 
@@ -161,6 +164,19 @@ def test_longer_audio_is_read_in_windows(tmp_path: Path) -> None:
                     whole.hidden_states[k][row, : alone.lengths[0]], alone.hidden_states[k][0], rtol=0, atol=1e-5
                 )
             torch.testing.assert_close(alone.hidden_states[-1], torch.cat(parts, dim=1), rtol=0, atol=1e-5)
+
+
+def test_a_long_file_in_chunks_of_whole_windows_is_exact(tmp_path: Path) -> None:
+    torch.save(authors_state(ast(frames=64)), tmp_path / "model.pth")
+    upstream = load_upstream(tmp_path / "model.pth")
+    waveform = noise(64 * 5 + 37)
+    soundfile.write(tmp_path / "long.wav", waveform[0].numpy(), 16_000, subtype="FLOAT")
+    pieces = extract_long(upstream, Utterance("long", str(tmp_path / "long.wav")), chunk=1.28, context=0.0)
+    with torch.no_grad():
+        whole = upstream(waveform).hidden_states
+    joined = [torch.cat(states) for states in zip(*pieces, strict=True)]
+    for a, b in zip(joined, whole, strict=True):
+        torch.testing.assert_close(a, b[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ssast_patch_base", "ssast_frame_base", "ssast_patch_small", "ssast_frame_tiny"])

@@ -21,8 +21,6 @@ class DashengConfig(PatchConfig):
     stride_bands: int = 64
     columns: int = 252
     """Strips of 40 ms that positions were learned for, 10.08 s; longer audio is read in windows of so many."""
-    pad_last: bool = True
-    """Whether the last window of longer audio is filled up with zeros that are attended to."""
     prefix_tokens: int = 0
     """None stands for the whole clip."""
     window: int = 512
