@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import speechssl
 from speechssl.checkpoint import save_upstream
+from speechssl.encoder.linear import Linear
 from speechssl.export import export_upstream
 from speechssl.loading import build_upstream
 from speechssl.registry import find_preset
@@ -71,23 +72,30 @@ class Theirs:
         return found
 
 
-def ours(upstream: Any, paths: Sequence[Path], batch_seconds: float) -> Hidden:
-    return {u.id: list(states) for u, states in speechssl.extract(upstream, paths, batch_seconds=batch_seconds)}
+def ours(upstream: Any, paths: Sequence[Path], batch_seconds: float, layers: Sequence[int] | None = None) -> Hidden:
+    found = speechssl.extract(upstream, paths, batch_seconds=batch_seconds, layers=layers)
+    return {utterance.id: list(states) for utterance, states in found}
 
 
+def seconds_of(run: Callable[[], Any]) -> tuple[float, Any]:
+    start = CLOCKS[0]()
+    result = run()
+    return CLOCKS[0]() - start, result
+
+
+@torch.no_grad()
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
-    """Operations per second of a product as large as a feed-forward layer's."""
-    a, b = (torch.randn(n, m, device=device, dtype=dtype) for n, m in ((3072, 768), (768, 3072)))
-    if device != "cpu":
-        a, b = (torch.randn(8192, 8192, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(20):
-        start = CLOCKS[0]()
-        a @ b
+    """Operations per second of the fastest product there is, as large as a feed-forward layer's."""
+    rows, width, inner = (1024, 768, 3072) if device == "cpu" else (8192, 8192, 8192)
+    x = torch.randn(rows, width, device=device, dtype=dtype)
+    layers = [kind(width, inner, device=device, dtype=dtype) for kind in (torch.nn.Linear, Linear)]
+
+    def run(layer: torch.nn.Module) -> None:
+        layer(x)
         if device != "cpu":
             torch.cuda.synchronize()
-        best = min(best, CLOCKS[0]() - start)
-    return 2 * a.size(0) * a.size(1) * b.size(1) / best
+
+    return 2 * rows * width * inner / min(seconds_of(lambda k=k: run(k))[0] for _ in range(20) for k in layers)
 
 
 def operations(theirs: Theirs, paths: Sequence[Path]) -> float:
@@ -145,9 +153,8 @@ def measure(args: argparse.Namespace, root: Path, paths: Sequence[Path], seconds
     best, rates, found = dict.fromkeys(systems, float("inf")), {full: 0.0, half: 0.0}, {}
     for _ in range(args.turns):
         for name, run in systems.items():
-            start = CLOCKS[0]()
-            found[name] = run()
-            best[name] = min(best[name], CLOCKS[0]() - start)
+            took, found[name] = seconds_of(run)
+            best[name] = min(best[name], took)
         rates = {d: max(r, matrix_rate(args.device, d)) for d, r in rates.items()}
     needed = operations(theirs[full], paths)
     first, exact = next(iter(systems)), found["transformers, one by one"]
@@ -161,6 +168,11 @@ def measure(args: argparse.Namespace, root: Path, paths: Sequence[Path], seconds
             f"{name:34}{seconds / took:12.1f}{best[first] / took:8.2f}{1 / took / limit:10.0%}"
             f"{errors[0]:15.1e}{errors[1]:10.1e}"
         )
+    depth = len(mine[full].hidden_sizes) - 1
+    for layer in (0, depth // 4, depth // 2, depth):
+        runs = [seconds_of(lambda k=layer: ours(mine[full], paths, batch_seconds, [k]))[0] for _ in range(args.turns)]
+        share = min(runs) / best["speechssl, float32"]
+        print(f"speechssl, float32, layers=[{layer}]: {share:.0%} of the time for all layers")
     for dtype, rate in rates.items():
         print(f"matrix products in {dtype}: {rate / 1e9:.0f} GFLOP/s, limit {rate / needed * seconds:.1f} x real time")
 
