@@ -4,7 +4,7 @@ B batch, T frames, D width.
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ class StackedConvPositionalEmbedding(nn.Module):
         """
         super().__init__()
         _check_groups(width, groups)
-        self.width = width
+        self.width, self.kernel, self.groups = width, kernel, groups
         self.convs = nn.ModuleList(
             nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)
         )
@@ -82,8 +82,9 @@ class StackedConvPositionalEmbedding(nn.Module):
         """
         y = x
         for conv in self.convs:
-            y = conv(y.transpose(1, 2))[:, :, : x.size(1)].transpose(1, 2)  # (B, T, D)
-            y = F.gelu(F.layer_norm(y, (self.width,)))
+            weight, bias = cast(Tensor, conv.weight), cast(Tensor, conv.bias)  # ModuleList forgets their type
+            y = conv_over_time(y, weight, bias, padding=self.kernel // 2, groups=self.groups)[:, : x.size(1)]
+            y = F.gelu(F.layer_norm(y, (self.width,)))  # (B, T, D)
             if padding_mask is not None:
                 y = y.masked_fill(padding_mask[:, :, None], 0.0)
         return y
