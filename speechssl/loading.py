@@ -136,8 +136,8 @@ def _from_our_folder(folder: Path, description: dict[str, Any], random_weights: 
             "install the version that wrote it."
         )
     family = str(description["family"])
-    presets = family_module(family, "config").PRESETS
-    default = type(next(iter(presets.values())))()
+    known = family_module(family, "config")  # a family without presets names the class of its config
+    default = type(next(iter(known.PRESETS.values())))() if known.PRESETS else known.CONFIG()
     settings = description.get("config", {})
     if not isinstance(settings, dict):
         raise SpeechsslError(

@@ -1,0 +1,1 @@
+"""Any audio encoder of transformers with hidden states, as `transformers:REPOSITORY_OR_FOLDER`."""
