@@ -7,6 +7,7 @@ of the input of the first block, the middle one's output and the last one's, and
 
     python benchmarks/long_audio.py
     python benchmarks/long_audio.py --skip-memory --upstream hubert_base --seconds 120
+    python benchmarks/long_audio.py --skip-memory --upstream exp/pretrain2 --audio talk.flac
 """
 
 import argparse
@@ -79,10 +80,8 @@ def relative(found: HiddenStates, exact: HiddenStates, layer: int) -> float:
     return float((found[layer] - exact[layer]).norm() / exact[layer].norm())
 
 
-def measure_deviation(name: str, folder: Path, seconds: float) -> None:
-    path = folder / f"{seconds:g}.wav"
-    write_audio(path, seconds)
-    upstream = load_upstream(name, random_weights=0)
+def measure_deviation(name: str, path: Path) -> None:
+    upstream = load_upstream(name, random_weights=None if Path(name).is_dir() else 0)
     utterance, last = Utterance("x", str(path)), len(upstream.hidden_sizes) - 1
     layers = sorted({0, (last + 1) // 2, last})
     ((_, exact),) = extract(upstream, [utterance], layers=layers)
@@ -100,8 +99,9 @@ def measure_deviation(name: str, folder: Path, seconds: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--upstream", action="append", help="for the deviation; several may be given")
+    parser.add_argument("--upstream", action="append", help="preset (random weights) or folder, for the deviation")
     parser.add_argument("--seconds", type=float, default=120.0, help="of the file for the deviation")
+    parser.add_argument("--audio", type=Path, help="for the deviation, instead of noise and tones")
     parser.add_argument("--skip-memory", action="store_true")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     parser.add_argument("--chunk", type=float, help=argparse.SUPPRESS)
@@ -113,8 +113,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if not options.skip_memory:
             measure_memory(Path(folder))
+        audio = options.audio or Path(folder) / "deviation.wav"
+        if options.audio is None:
+            write_audio(audio, options.seconds)
         for name in options.upstream or [MEMORY_UPSTREAM, "wav2vec2_base"]:
-            measure_deviation(name, Path(folder), options.seconds)
+            measure_deviation(name, audio)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from speechssl.feature_formats import FORMATS, FeatureFormat, FormatName, Spans
 from speechssl.feature_writer import OpenFiles
 from speechssl.files import naming, replacing
 from speechssl.forward import Precision
+from speechssl.long_audio import check_chunks
 from speechssl.types import HiddenStates, Utterance
 from speechssl.upstream import Upstream
 
@@ -82,8 +83,11 @@ class FeatureFolder:
             shard_bytes: at which a file that utterances share is closed.
 
         Raises:
-            SpeechsslError: the folder holds features of another kind, or layers of different widths don't fit .npy.
+            SpeechsslError: the folder holds features of another kind, layers of different widths don't fit .npy, or the
+                upstream can't be computed in such chunks.
         """
+        if chunk is not None:
+            check_chunks(upstream, chunk, context)
         self.root = root
         self.layers = tuple(sorted(upstream.resolve_layers(layers)))
         self.precision: Precision = precision

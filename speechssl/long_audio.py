@@ -103,7 +103,7 @@ def plan_windows(upstream: Upstream, samples: int, *, chunk: float, context: flo
     Raises:
         ConfigError: settings that are not possible, or an upstream whose frames don't lie on a grid of samples.
     """
-    hop = _hop(upstream, chunk, context)
+    hop = check_chunks(upstream, chunk, context)
     size = _aligned(chunk * upstream.frame_rate, math.floor)
     margin = _aligned(context * upstream.frame_rate, math.ceil) if context else 0
     field = _first_frame(upstream, hop)
@@ -176,9 +176,7 @@ def extract_long(
 class _Windows:
     """Computes windows of one utterance."""
 
-    def __init__(
-        self, upstream: Upstream, audio: Audio, *, layers: Sequence[int] | None, precision: Precision
-    ) -> None:
+    def __init__(self, upstream: Upstream, audio: Audio, *, layers: Sequence[int] | None, precision: Precision) -> None:
         self.upstream, self.audio, self.layers, self.precision = upstream, audio, layers, precision
         self.statistics = gather_statistics(upstream, audio.read, audio.samples)
 
@@ -193,8 +191,12 @@ class _Windows:
         return {k: x[0, begin:end].float().clone() for k, x in states.items()}
 
 
-def _hop(upstream: Upstream, chunk: float, context: float) -> int:
-    """Samples from frame to frame."""
+def check_chunks(upstream: Upstream, chunk: float, context: float) -> int:
+    """Returns the samples from frame to frame.
+
+    Raises:
+        ConfigError: settings that are not possible, or no whole number of samples.
+    """
     if not chunk > 0 or not context >= 0:
         raise ConfigError(f"`chunk` must be positive and `context` >= 0 seconds, but are {chunk} and {context}.")
     hop = round(upstream.sample_rate / upstream.frame_rate)

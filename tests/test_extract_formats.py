@@ -331,6 +331,7 @@ def test_features_of_chunks_are_not_mixed_with_others(
     recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ("extract", "fbank", recordings, "-o", tmp_path / "out")
+    assert "`chunk` must be at least" in the_sentence(capsys, *argv, "--chunk", 0.01)  # and claims no folder
     assert run(*argv, "--chunk", 1) == 0
     assert "choose another folder" in the_sentence(capsys, *argv)
     assert "choose another folder" in the_sentence(capsys, *argv, "--chunk", 1, "--context", 2)
