@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from speechssl.config import to_dict
-from speechssl.errors import SpeechsslError, suggest
+from speechssl.errors import SpeechsslError, nearest
 from speechssl.files import replacing
 from speechssl.pickled import read_pickled
 from speechssl.upstream import Upstream
@@ -219,5 +219,5 @@ def _listing(verb: str, names: list[str], others: list[str]) -> str:
     if not names:
         return ""
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    near = suggest(names[0], others) if others else ""
+    near = nearest(names[0], others)
     return f" they {verb} " + ", ".join(f"'{name}'" for name in names[:MOST_NAMES]) + more + "." + near

@@ -39,7 +39,12 @@ class UnknownNameError(SpeechsslError):
 def suggest(name: str, known: Iterable[str]) -> str:
     """Returns ' Did you mean …?' with the nearest of `known`, or the list of all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if near:
-        return " Did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
+    if near := nearest(name, names):
+        return near
     return " Known: " + ", ".join(names) + "." if names else " None is installed."
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns ' Did you mean …?' with the nearest of `known`, or nothing where none is near."""
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    return " Did you mean " + " or ".join(f"'{n}'" for n in near) + "?" if near else ""

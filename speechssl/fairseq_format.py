@@ -112,8 +112,10 @@ def describe(content: Any, *, origin: str) -> str:
         return f"its architecture is '{open_fairseq(content, origin=origin).architecture}'."
     if not isinstance(content, Mapping):
         return "it holds no mapping."
-    names = [str(name) for name in content][:MOST_NAMES]
-    return f"it holds {', '.join(names)}{', ...' if len(content) > MOST_NAMES else ''}."
+    names = ", ".join([str(name) for name in content][:MOST_NAMES]) + (", ..." if len(content) > MOST_NAMES else "")
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return f"it holds weights alone ({names}), without settings: name the folder or file that has both."
+    return f"it holds {names}."
 
 
 def parse_conv_layers(text: str, *, origin: str) -> list[tuple[int, int, int]]:

@@ -114,6 +114,7 @@ def _torchscript(path: Path) -> None:
         (lambda p: p.write_bytes(b""), "cut off"),
         (lambda p: torch.save([1], p), "no mapping"),
         (lambda p: torch.save({"model": {"w": 1}}, p), "no weights"),
+        (lambda p: torch.save({"encoder.weight": torch.zeros(2)}, p), "weights alone .*name the folder"),
         (lambda p: torch.save({"model": {}}, p), "neither 'cfg' nor 'args'"),
         (lambda p: torch.save({"model": {}, "cfg": {"model": {"_name": "transformer_lm"}}}, p), "transformer_lm"),
         (lambda p: torch.save(newer(settings("group"), {}, False), p), "lack"),
