@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from parity_table import pytest_addoption, pytest_configure  # noqa: F401  # hooks
 
 from speechssl.data.flac import SAMPLE_RATE
 from speechssl.data.manifests import Clip, split_by_speaker, write_corpus
