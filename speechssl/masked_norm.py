@@ -24,18 +24,12 @@ def group_norm(x: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:
     """
     B, C, T = x.shape
     grouped = x.float().view(B, norm.num_groups, C // norm.num_groups, T)
+    padding = (torch.arange(T, device=x.device)[None, :] >= lengths[:, None])[:, None, None, :]  # (B, 1, 1, T)
     count = (lengths * (C // norm.num_groups))[:, None, None, None]  # (B, 1, 1, 1)
-    padding = None
-    if int(lengths.min()) < T:
-        padding = (torch.arange(T, device=x.device)[None, :] >= lengths[:, None])[:, None, None, :]  # (B, 1, 1, T)
-    mean = _zero(grouped, padding).sum(dim=(2, 3), keepdim=True) / count
-    centred = _zero(grouped - mean, padding)
+    mean = grouped.masked_fill(padding, 0.0).sum(dim=(2, 3), keepdim=True) / count
+    centred = (grouped - mean).masked_fill(padding, 0.0)
     variance = centred.square().sum(dim=(2, 3), keepdim=True) / count
     y = (centred * torch.rsqrt(variance + norm.eps)).view(B, C, T)
     if norm.affine:
         y = y * norm.weight.float()[:, None] + norm.bias.float()[:, None]
     return y.to(x.dtype)
-
-
-def _zero(x: Tensor, padding: Tensor | None) -> Tensor:
-    return x if padding is None else x.masked_fill(padding, 0.0)

@@ -63,9 +63,8 @@ class ConvContextUpstream(Upstream):
         return self.frontend.output_lengths(lengths)
 
     def extract_features(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Runs the frontend: (B, S) -> (B, C, T), and the valid frames (B,) int64; T = frames.max()."""
-        frames = self.output_lengths(lengths)
-        return self.frontend(waveform, lengths)[:, :, : int(frames.max())], frames
+        """Runs the frontend: (B, S) -> (B, C, T), and the valid frames (B,) int64."""
+        return self.frontend(waveform, lengths), self.output_lengths(lengths)
 
     def represent(self, features: Tensor, frames: Tensor) -> Tensor:  # noqa: ARG002  # families that quantise need them
         """What the context network hears of the features, both (B, C, T)."""
