@@ -63,7 +63,7 @@ def export_onnx(upstream: Upstream, path: Path, *, layers: Sequence[int] | None 
             torch.onnx.export(
                 exportable,
                 next(iter(examples(upstream))),
-                traced,
+                str(traced),  # of a Path it would not write weights beside the model
                 input_names=list(INPUTS),
                 output_names=names,
                 dynamic_axes=axes,
