@@ -90,6 +90,7 @@ FORMS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 }
 
 
+@pytest.mark.parity("weights ({form})", "torch's layers on torchaudio and librosa")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("convolutions", [3, 2], ids=["first", "second version"])
 def test_hidden_states_equal_the_plain_network(convolutions: int, form: str, waveform: Tensor, tmp_path: Path) -> None:
@@ -107,6 +108,7 @@ def test_hidden_states_equal_the_plain_network(convolutions: int, form: str, wav
         torch.testing.assert_close(ours[0], theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parity("weights (plain)", "torch's layers on torchaudio and librosa")
 @pytest.mark.parametrize("convolutions", [3, 2], ids=["first", "second version"])
 def test_padded_utterances_and_scenes_equal_the_plain_network_one_by_one(
     convolutions: int, waveform: Tensor, tmp_path: Path

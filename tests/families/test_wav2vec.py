@@ -24,11 +24,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def older(args: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
+def fairseq_args(args: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
     return {"args": argparse.Namespace(**args), "model": state, "extra_state": {"epoch": 1}}
 
 
-def newer(args: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
+def fairseq_cfg(args: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
     return {"cfg": {"model": {**args, "_name": "wav2vec"}, "task": {"_name": "audio_pretraining"}}, "model": state}
 
 
@@ -41,7 +41,8 @@ def waveform() -> Tensor:
     return 0.1 * torch.randn(2, 2_000, generator=torch.Generator().manual_seed(0)) + 0.02
 
 
-@pytest.mark.parametrize("form", [older, newer, s3prl])
+@pytest.mark.parity("{form}", "slow reference in float64")
+@pytest.mark.parametrize("form", [fairseq_args, fairseq_cfg, s3prl])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_hidden_states_equal_the_plain_implementation(
     variant: str, form: Callable[..., Any], waveform: Tensor, tmp_path: Path
@@ -59,10 +60,11 @@ def test_hidden_states_equal_the_plain_implementation(
         torch.testing.assert_close(ours[0], theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parity("fairseq args", "slow reference in float64")
 def test_padded_utterances_equal_the_plain_implementation_one_by_one(waveform: Tensor, tmp_path: Path) -> None:
     args = settings()
     state = random_state(args)
-    torch.save(older(args, state), tmp_path / "wav2vec.pt")
+    torch.save(fairseq_args(args, state), tmp_path / "wav2vec.pt")
     with torch.no_grad():
         out = load_upstream(tmp_path / "wav2vec.pt")(waveform, torch.tensor([2_000, 900]))
     expected, _ = reference(state, args, waveform[1, :900])
@@ -108,7 +110,7 @@ def test_the_large_model_has_the_published_shape() -> None:
     ],
 )
 def test_parts_that_no_published_model_has_are_refused(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
-    torch.save(older({**settings(), **changes}, random_state(settings())), tmp_path / "odd.pt")
+    torch.save(fairseq_args({**settings(), **changes}, random_state(settings())), tmp_path / "odd.pt")
     with pytest.raises((ConfigError, SpeechsslError), match=says):
         load_upstream(tmp_path / "odd.pt")
 
@@ -116,6 +118,6 @@ def test_parts_that_no_published_model_has_are_refused(changes: dict[str, Any], 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     state = random_state(settings())
     del state["feature_aggregator.conv_layers.1.1.weight"]
-    torch.save(older(settings(), state), tmp_path / "less.pt")
+    torch.save(fairseq_args(settings(), state), tmp_path / "less.pt")
     with pytest.raises(SpeechsslError, match=r"less\.pt.*lack 'feature_aggregator\.conv_layers\.1\.1\.weight'"):
         load_upstream(tmp_path / "less.pt")
