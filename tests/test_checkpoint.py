@@ -96,14 +96,14 @@ def test_weights_that_are_no_finite_numbers_are_named(number: float, name: str, 
 def test_a_folder_with_a_weight_that_is_nan_is_refused(kind: str, model: HubertModel, tmp_path: Path) -> None:
     if kind == "ours":
         save_upstream(build_upstream("hubert", PRESETS["hubert_tiny"], seed=0), tmp_path)
-        key, ours = "encoder.blocks.2.fc1.weight", "encoder.blocks.2.fc1.weight"
+        key = "encoder.blocks.2.fc1.weight"
     else:
         model.save_pretrained(tmp_path)
-        key, ours = "encoder.layers.1.feed_forward.output_dense.bias", "encoder.blocks.1.fc2.bias"
+        key = "encoder.layers.1.feed_forward.output_dense.bias"
     state = read_weights(tmp_path)
     state[key].view(-1)[3] = float("nan")
     save_file(state, tmp_path / WEIGHTS_FILE)
-    with pytest.raises(SpeechsslError, match=rf"'{ours}' of .* holds NaN"):
+    with pytest.raises(SpeechsslError, match=rf"'{key}' of .* holds NaN"):
         load_upstream(tmp_path)
 
 

@@ -202,7 +202,7 @@ class _RelativeAttention(RelativeAttention):
         projected = self.position(table).view(2 * T - 1, H, width).permute(1, 2, 0)  # (H, D/H, 2T-1)
         scores = (query + self.position_bias[:, None, :]) @ projected  # (B, H, T, 2T-1)
         column = _distances(T, query) + (T - 1)  # (T, T): s - t + T - 1
-        return scores.gather(3, column.expand(B, H, T, T)) * width**-0.5
+        return scores.gather(3, column.expand(B, H, T, T)) * width**-0.5  # type: ignore[no-any-return]  # nn.Module
 
 
 def _distances(frames: int, like: Tensor) -> Tensor:
