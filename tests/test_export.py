@@ -47,9 +47,7 @@ def small(name: str) -> Upstream:
     upstream = build_upstream(family, config, seed=0).eval()
     upstream.name = name
     for module in upstream.modules():
-        if isinstance(
-            module, LogMel
-        ):  # programs have float64; float32 is off by 1e-4 where a band is weak
+        if isinstance(module, LogMel):  # programs have float64; float32 is off by 1e-4 where a band is weak
             module.options = dataclasses.replace(module.options, double=True)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

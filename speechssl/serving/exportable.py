@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechssl.conv_context.model import ConvContextUpstream
 from speechssl.encoder.alibi import LinearBias
 from speechssl.encoder.attention import SelfAttention
 from speechssl.encoder.positional import ConvPositionalEmbedding
@@ -44,8 +45,7 @@ class Exportable(nn.Module):
         """
         super().__init__()
         self.layers = tuple(sorted(upstream.resolve_layers(layers)))
-        tensors = [*upstream.parameters(), *upstream.buffers()]
-        self.upstream = copy.deepcopy(upstream, {id(tensor): tensor for tensor in tensors}).eval()
+        self.upstream = sharing_copy(upstream).eval()
         for module in self.upstream.modules():
             for kind, replacement in REPLACEMENTS.items():
                 if isinstance(module, kind) and not hasattr(module, "parametrizations"):
@@ -62,21 +62,37 @@ class Exportable(nn.Module):
             For each of `layers` (B, T, D), 0 beyond the valid frames, with the T of S samples; then the valid frames,
             (B,) int64.
         """
-        upstream: Any = self.upstream  # its parts are the family's own
+        upstream = self.upstream
         inside = torch.arange(waveform.size(1), device=waveform.device)[None, :] < lengths[:, None]  # (B, S)
         waveform = torch.where(inside, waveform, 0.0)
         if upstream.normalize:
             waveform = normalize_waveform(waveform, lengths)
         frames = upstream.output_lengths(lengths)
+        states = self._states(waveform, lengths, frames)
+        ready = (torch.where(_inside(frames, states[k])[:, :, None], states[k], 0.0) for k in self.layers)
+        return (*ready, frames)
+
+    def _states(self, waveform: Tensor, lengths: Tensor, frames: Tensor) -> dict[int, Tensor]:
+        """What the upstream's `compute` gives, for all frames of S samples."""
+        upstream: Any = self.upstream  # its parts are the family's own
         wanted = frozenset(self.layers)
+        found: dict[int, Tensor]
         if all(hasattr(upstream, part) for part in SKELETON):
             features = upstream.frontend(waveform, lengths).to(upstream.projection.weight.dtype)
             x = upstream.projection(upstream.feature_norm(features))
-            states = upstream.encoder(x, ~_inside(frames, x), layers=wanted)
+            found = upstream.encoder(x, ~_inside(frames, x), layers=wanted)
+        elif isinstance(upstream, ConvContextUpstream):
+            heard = upstream.represent(upstream.frontend(waveform, lengths), frames)  # (B, C, T)
+            found = upstream.encoder(heard, frames, layers=wanted)
         else:
-            states = upstream.compute(waveform, lengths, wanted)
-        ready = (torch.where(_inside(frames, states[k])[:, :, None], states[k], 0.0) for k in self.layers)
-        return (*ready, frames)
+            found = upstream.compute(waveform, lengths, wanted)
+        return found
+
+
+def sharing_copy(upstream: Upstream) -> Upstream:
+    """A copy whose modules can be changed, with the same weights."""
+    tensors = [*upstream.parameters(), *upstream.buffers()]
+    return copy.deepcopy(upstream, {id(tensor): tensor for tensor in tensors})
 
 
 def _inside(frames: Tensor, x: Tensor) -> Tensor:
