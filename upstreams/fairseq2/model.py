@@ -74,7 +74,7 @@ class Fairseq2Upstream(Upstream):
                 "table of positions: split longer audio."
             )
         states: dict[int, Tensor] = {}
-        for length in lengths.unique().tolist():
+        for length in sorted(set(lengths.tolist())):
             rows = lengths == length
             for layer, state in self._compute_equal(waveform[rows, :length], layers).items():
                 if layer not in states:

@@ -32,7 +32,7 @@ class Wav2Vec2ConformerConfig(ContextualConfig):
     layerdrop: float = 0.0
     positions: Literal["relative", "rotary"] = "relative"
     """How attention knows the distance of frames: see `speechssl.encoder.relative_attention`."""
-    rotary_base: float = 10_000.0
+    rotary_base: int = 10_000
     block_kernel: int = 31
     """Frames that the convolution within a block sees."""
     conv_dropout: float = 0.0

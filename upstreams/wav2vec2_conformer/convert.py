@@ -73,7 +73,7 @@ class ConformerFormats(ContextualFormats):
         config = replace(
             config,
             positions=positions,
-            rotary_base=float(theirs.get("rotary_embedding_base", 10_000)),
+            rotary_base=int(theirs.get("rotary_embedding_base", 10_000)),
             block_kernel=int(theirs.get("conv_depthwise_kernel_size", 31)),
             conv_dropout=float(theirs.get("conformer_conv_dropout", 0.1)),
         )
@@ -96,7 +96,7 @@ class ConformerFormats(ContextualFormats):
         description = {k: v for k, v in made.description.items() if k != "do_stable_layer_norm"} | {
             "hidden_act": "swish",
             "position_embeddings_type": config.positions,
-            "rotary_embedding_base": config.rotary_base,
+            "rotary_embedding_base": int(config.rotary_base),  # transformers 5 takes no other
             "conv_depthwise_kernel_size": config.block_kernel,
             "conformer_conv_dropout": config.conv_dropout,
         }
