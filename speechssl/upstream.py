@@ -4,6 +4,7 @@ B batch, S samples, T frames, D width, L blocks.
 """
 
 import hashlib
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -148,9 +149,8 @@ class Upstream(nn.Module, ABC):
 
     def to_transformers(self) -> Any:
         """Makes the model of transformers with the same weights, see `speechssl.export.to_transformers`."""
-        from speechssl.export import to_transformers
-
-        return to_transformers(self)
+        # By name, since whatever exports knows how families are built, of which this is the base.
+        return importlib.import_module("speechssl.export").to_transformers(self)
 
     def fingerprint(self) -> str:
         """A short hash of architecture and weights: equal numbers out, equal fingerprint."""

@@ -240,7 +240,9 @@ def _refusal(upstream: Upstream, to: str, reason: str) -> SpeechsslError:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
+    """Without what exporters add to it: requests for support, and where to send them."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line.partition(". ")[0].removesuffix(".")
 
 
 def _folder(path: Path) -> Path:
