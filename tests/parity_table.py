@@ -1,7 +1,7 @@
 """`pytest tests/families tests/contracts -n 0 --parity docs/parity.md` writes the table of deviations from references.
 
 A test that compares an upstream with an independent implementation is marked `parity(format, against)`; fields in
-braces are its parameters. Every `torch.testing.assert_close` in it that allows no relative error counts.
+braces are its parameters, and `family=` names the family where the file does not. Every `torch.testing.assert_close` in it that allows no relative error counts.
 """
 
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ HEADING = """\
 # How far hidden states are from the reference implementations'
 
 Written by `pytest tests/families tests/contracts -n 0 --parity docs/parity.md`. Each reference is built small, with
-random weights, and saved in the format; what is loaded here is compared hidden state by hidden state (float32, on a CPU;
-the tests allow 1e-4). A slow reference is one written for the test from the paper and the official code, where no
+random weights, and saved in the format; what is loaded here is compared hidden state by hidden state (float32, on a
+CPU; the tests allow 1e-4). A slow reference is one written for the test from the paper and the official code, where no
 package has the model. Libraries: {libraries}.
 
 | family | format | checked against | hidden states | largest deviation |
@@ -56,8 +56,9 @@ class ParityTable:
         parameters = dict(getattr(getattr(item, "callspec", None), "params", {}))
         named = {key: getattr(value, "__name__", value) for key, value in parameters.items()}
         if mark is not None:
-            family = str(named.get("family", item.path.stem.removeprefix("test_")))
-            self.current = (family, *(str(text).format(**named).replace("_", " ") for text in mark.args))
+            family = mark.kwargs.get("family", named.get("family", item.path.stem.removeprefix("test_")))
+            form, against = (str(text).format(**named).replace("_", " ") for text in mark.args)
+            self.current = (str(family).format(**named), form, against)
         torch.testing.assert_close = self.assert_close
         try:
             return (yield)

@@ -72,6 +72,7 @@ def check_torchaudio(upstream: Upstream, model: Any, *, layer_norm: bool) -> Non
     assert len(found) == len(states) + 1
 
 
+@pytest.mark.parity("torchaudio ({form})", "torchaudio", family="{kind}")
 @pytest.mark.parametrize("form", [plain, of_a_bundle, of_training, old_weight_norm])
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["base", "large"])
 @pytest.mark.parametrize("kind", ["wav2vec2", "wavlm"])
@@ -85,6 +86,7 @@ def test_weights_of_torchaudio_give_its_numbers(
     check_torchaudio(upstream, model, layer_norm=layer_norm)
 
 
+@pytest.mark.parity("torchaudio, pre-training", "torchaudio", family="hubert")
 def test_models_that_torchaudio_pre_trains_are_read_as_hubert(tmp_path: Path) -> None:
     model = torchaudios("wav2vec2", layer_norm=False)
     state = {f"wav2vec2.{name}": value for name, value in model.state_dict().items()}

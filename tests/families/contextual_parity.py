@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 
@@ -39,13 +40,23 @@ def noise(samples: int = 9_000, batch: int = 1) -> Tensor:
     return 0.5 * torch.randn(batch, samples, generator=torch.Generator().manual_seed(0)) + 0.01
 
 
+def their_states(model: PreTrainedModel, *inputs: Tensor) -> list[Tensor]:
+    """The hidden states as transformers 4 numbers them: from 5 on, the last of them lacks the closing norm."""
+    out = model(*inputs, output_hidden_states=True)
+    last = out.last_hidden_state
+    if last.shape != out.hidden_states[-1].shape:  # what comes after the last block makes fewer frames
+        closing = model.config.do_stable_layer_norm and int(transformers.__version__.split(".")[0]) >= 5
+        last = model.encoder.layer_norm(out.hidden_states[-1]) if closing else out.hidden_states[-1]
+    return [*out.hidden_states[:-1], last]
+
+
 @torch.no_grad()
 def check_parity(model: PreTrainedModel, upstream: Upstream, waveform: Tensor | None = None) -> None:
     """Each hidden state of one utterance equals that of transformers."""
     waveform = noise() if waveform is None else waveform
     extractor = Wav2Vec2FeatureExtractor(do_normalize=upstream.normalize, return_attention_mask=False)
     values = extractor(waveform[0].numpy(), sampling_rate=16_000, return_tensors="pt").input_values
-    theirs = model(values, output_hidden_states=True).hidden_states
+    theirs = their_states(model, values)
     ours = upstream(waveform).hidden_states
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
@@ -59,7 +70,7 @@ def check_padded_parity(model: PreTrainedModel, upstream: Upstream) -> None:
     extractor = Wav2Vec2FeatureExtractor(do_normalize=upstream.normalize, return_attention_mask=True)
     rows = [row[:n].numpy() for row, n in zip(waveform, lengths.tolist(), strict=True)]
     inputs = extractor(rows, sampling_rate=16_000, padding=True, return_tensors="pt")
-    theirs = model(inputs.input_values, inputs.attention_mask, output_hidden_states=True).hidden_states
+    theirs = their_states(model, inputs.input_values, inputs.attention_mask)
     out = upstream(waveform, lengths)
     for a, b in zip(out.hidden_states, theirs, strict=True):
         for row, frames in enumerate(out.lengths.tolist()):
@@ -75,7 +86,7 @@ def check_parity_row_by_row(model: PreTrainedModel, upstream: Upstream) -> None:
     out = upstream(waveform, lengths)
     for row, length in enumerate(lengths.tolist()):
         values = extractor(waveform[row, :length].numpy(), sampling_rate=rate, return_tensors="pt").input_values
-        theirs = model(values, output_hidden_states=True).hidden_states
+        theirs = their_states(model, values)
         assert len(out.hidden_states) == len(theirs)
         for a, b in zip(out.hidden_states, theirs, strict=True):
             assert int(out.lengths[row]) == b.size(1)

@@ -71,6 +71,7 @@ def checkpoint(state: dict[str, Tensor], form: str) -> Any:
     return {"model": state, "epoch": 32, "args": argparse.Namespace(model="mae_vit_base_patch16"), "scaler": {}}
 
 
+@pytest.mark.parity("authors' checkpoint ({form})", "a slow reference")
 @pytest.mark.parametrize("fine_tuned", [False, True], ids=["pre-trained", "fine-tuned"])
 @pytest.mark.parametrize("form", ["authors", "weights alone"])
 @pytest.mark.parametrize("frames", [80, 48, 39])

@@ -154,6 +154,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parity("Microsoft's .pt ({variant})", "a slow reference")
 @pytest.mark.parametrize(("variant", "frames"), [("published", 96), *((variant, 45) for variant in VARIANTS)])
 def test_checkpoints_give_the_numbers_of_the_reference(variant: str, frames: int, tmp_path: Path) -> None:
     changes = VARIANTS[variant]
@@ -170,6 +171,7 @@ def test_checkpoints_give_the_numbers_of_the_reference(variant: str, frames: int
         torch.testing.assert_close(a[0], b, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parity("Microsoft's .pt, padded batch", "a slow reference")
 def test_padded_batches_give_the_numbers_of_the_reference(tmp_path: Path) -> None:
     state = microsofts_state()
     torch.save({"cfg": SETTINGS, "model": state}, tmp_path / "beats.pt")

@@ -95,6 +95,7 @@ def save_hub(state: dict[str, Tensor], folder: Path, **changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.parity("authors' files ({save})", "a slow reference")
 @pytest.mark.parametrize(
     ("save", "samples"),
     [*((save_pt, n) for n in (480, 3_000, 6_240, 6_399, 13_000, 16_000)), (save_hub, 9_000), (save_autoencoder, 9_000)],

@@ -20,6 +20,7 @@ from upstreams.data2vec.convert import FORMATS
 from upstreams.data2vec.model import build
 
 
+@pytest.mark.parity("transformers", "transformers")
 @pytest.mark.parametrize(
     "changes",
     [{}, {"conv_bias": True, "conv_pos_kernel_size": 6, "num_conv_pos_embeddings": 3}],
@@ -54,6 +55,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
+@pytest.mark.parity("fairseq .pt ({form})", "transformers")
 @pytest.mark.parametrize("form", ["pre-trained", "fine-tuned"])
 def test_fairseq_checkpoints_give_the_student_and_not_its_teacher(form: str, tmp_path: Path) -> None:
     model = their_model(Data2VecAudioForCTC, TheirConfig).data2vec_audio

@@ -155,6 +155,7 @@ def waveform() -> Tensor:
     return 0.3 * torch.randn(2, 9_000, generator=torch.Generator().manual_seed(0)) + 0.05
 
 
+@pytest.mark.parity("fairseq .pt", "a slow reference")
 @pytest.mark.parametrize("fine_tuned", [False, True], ids=["pre-trained", "fine-tuned"])
 @torch.no_grad()
 def test_hidden_states_equal_the_reference_in_a_padded_batch(

@@ -40,6 +40,7 @@ def s3prl(model: HubertModel, **changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.parity("S3PRL's .ckpt", "transformers")
 def test_s3prls_checkpoint_gives_the_numbers_of_transformers_and_goes_there(model: HubertModel, tmp_path: Path) -> None:
     torch.save(s3prl(model), tmp_path / "distilhubert_ls960_4-8-12.ckpt")
     upstream = load_upstream(tmp_path / "distilhubert_ls960_4-8-12.ckpt")
@@ -53,6 +54,7 @@ def test_s3prls_checkpoint_gives_the_numbers_of_transformers_and_goes_there(mode
         assert key == "masked_spec_embed" or torch.equal(value, theirs[key]), key
 
 
+@pytest.mark.parity("transformers", "transformers")
 def test_transformers_folder_loads_as_hubert_and_goes_back_bit_for_bit(model: HubertModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "theirs")
     upstream = load_upstream(tmp_path / "theirs")

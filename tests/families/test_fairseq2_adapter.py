@@ -21,6 +21,7 @@ QUANTIZER = {"num_codebook_entries": 8, "quantized_dim": 16, "final_dim": 16}
 CARDS: dict[str, dict[str, Any]] = {
     "base": {"model_family": "wav2vec2", "model_arch": "base", "config": {"encoder_config": SMALL} | QUANTIZER},
     "large": {"model_family": "wav2vec2", "model_arch": "large_lv60k", "config": {"encoder_config": SMALL} | QUANTIZER},
+    "fine-tuned": {"model_family": "wav2vec2_asr", "model_arch": "base_10h", "config": {"encoder_config": SMALL}},
     "conformer": {
         "model_family": "w2vbert",
         "model_arch": "300m",
@@ -45,18 +46,17 @@ def test_without_fairseq2_the_error_names_what_to_install(tmp_path: Path) -> Non
 
 def card(name: str, folder: Path, **changes: Any) -> Any:
     """Writes a folder with a card and a checkpoint, by fairseq2 alone, and returns its model."""
-    library = pytest.importorskip("fairseq2.models.w2vbert", reason="needs pip install speechssl[fairseq2]")
-    from fairseq2.models.wav2vec2 import get_wav2vec2_model_hub
+    pytest.importorskip("fairseq2.models.w2vbert", reason="needs pip install speechssl[fairseq2]")
 
     fields = {k: v for k, v in CARDS[name].items() if k != "config"}
     fields |= {"name": f"tiny_{name}", "model_config_overrides": CARDS[name]["config"]} | changes
     (folder / "card.yaml").write_text(yaml.safe_dump(fields))
     from fairseq2.assets import AssetCard
 
-    from upstreams.fairseq2.theirs import make_settings, read_config
+    from upstreams.fairseq2 import theirs as library
 
-    settings = make_settings(read_config(AssetCard("x", fields)))
-    hub = get_wav2vec2_model_hub() if fields["model_family"] == "wav2vec2" else library.get_w2vbert_model_hub()
+    settings = library.make_settings(library.read_config(AssetCard("x", fields)))
+    hub = library.hub(fields["model_family"])
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = hub.create_new_model(settings, device=torch.device("cpu"), dtype=torch.float32).eval()

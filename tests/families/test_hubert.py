@@ -4,9 +4,11 @@ import dataclasses
 import json
 import logging
 
+import contextual_parity
 import pytest
 import torch
 import torchaudio
+from contextual_parity import check_parity
 from transformers import HubertConfig as TheirConfig
 from transformers import HubertForCTC, HubertModel, Wav2Vec2FeatureExtractor
 
@@ -18,45 +20,19 @@ from speechssl.loading import build_upstream, load_upstream
 from upstreams.hubert.config import PRESETS, HubertConfig
 from upstreams.hubert.model import build
 
-SMALL = {
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 128,
-    "conv_dim": [32] * 7,
-    "vocab_size": 12,
-}
 LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 
 
 def their_model(kind=HubertModel, **changes):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = kind(TheirConfig(**SMALL, **changes)).eval()
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                torch.nn.init.normal_(parameter, mean=0.5, std=0.3)
-            elif parameter.dim() == 2:  # else each frame would attend to all alike
-                torch.nn.init.normal_(parameter, std=parameter.size(1) ** -0.5)
-    return model
+    return contextual_parity.their_model(kind, TheirConfig, vocab_size=12, **changes)
 
 
 @pytest.fixture(scope="module")
 def waveform():
-    return 0.1 * torch.randn(1, 9_000, generator=torch.Generator().manual_seed(0)) + 0.01
+    return contextual_parity.noise()
 
 
-def check_parity(model, upstream, waveform):
-    extractor = Wav2Vec2FeatureExtractor(do_normalize=upstream.normalize, return_attention_mask=False)
-    values = extractor(waveform[0].numpy(), sampling_rate=16_000, return_tensors="pt").input_values
-    with torch.no_grad():
-        theirs = model(values, output_hidden_states=True).hidden_states
-        ours = upstream(waveform).hidden_states
-    assert len(ours) == len(theirs)
-    for layer, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        assert (a - b).abs().max() <= 1e-4, f"hidden state {layer}"
-
-
+@pytest.mark.parity("transformers", "transformers")
 @pytest.mark.parametrize("changes", [{}, LARGE], ids=["base", "large"])
 def test_hidden_states_equal_transformers(changes, waveform, tmp_path):
     model = their_model(**changes)
@@ -66,13 +42,14 @@ def test_hidden_states_equal_transformers(changes, waveform, tmp_path):
     check_parity(model, upstream, waveform)
 
 
+@pytest.mark.parity("transformers, padded batch", "transformers")
 def test_padded_batches_equal_transformers_one_by_one(waveform, tmp_path):
     model = their_model()
     model.save_pretrained(tmp_path)
     with torch.no_grad():
         ours = load_upstream(tmp_path)(waveform.repeat(2, 1), torch.tensor([9_000, 4_000]))
         theirs = model(waveform[:, :4_000]).last_hidden_state
-    assert (ours.hidden_states[-1][1, : int(ours.lengths[1])] - theirs[0]).abs().max() <= 1e-4
+    torch.testing.assert_close(ours.hidden_states[-1][1, : int(ours.lengths[1])], theirs[0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("old_names", [False, True])
@@ -279,6 +256,6 @@ def test_a_crash_while_saving_keeps_what_was_there(tmp_path, monkeypatch):
 
 def test_models_that_are_not_supported_say_so(tmp_path):
     for changes, message in (({"conv_pos_batch_norm": True}, "conv_pos_batch_norm"), ({"hidden_act": "relu"}, "relu")):
-        TheirConfig(**SMALL, **changes).save_pretrained(tmp_path)
+        TheirConfig(**contextual_parity.SMALL, **changes).save_pretrained(tmp_path)
         with pytest.raises(ConfigError, match=message):
             load_upstream(tmp_path)

@@ -39,6 +39,7 @@ def save(model: Any, folder: Path, **changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.parity("transformers (MERT)", "transformers", family="hubert")
 @pytest.mark.parametrize(("shape", "said"), [({}, {}), (LARGE, {"attention_relax": 32.0})], ids=["95M", "330M"])
 def test_hidden_states_equal_transformers_hubert_and_go_there(
     shape: dict[str, Any], said: dict[str, Any], tmp_path: Path
@@ -83,6 +84,7 @@ def fairseq(model: Any, **changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parity("fairseq .pt", "transformers", family="hubert")
 def test_fairseqs_checkpoint_brings_its_rate_and_its_normalisation(tmp_path: Path) -> None:
     model = their_model(HubertModel, TheirConfig, **LARGE)
     torch.save(fairseq(model), tmp_path / "MERT.pt")

@@ -124,6 +124,7 @@ def expected(name: str, theirs: Any, waveform: Tensor, folder: Path) -> list[Ten
         return list(theirs(**inputs, output_hidden_states=True).hidden_states)
 
 
+@pytest.mark.parity("transformers ({pair})", "transformers", family="transformers")
 def test_hidden_states_equal_transformers_on_each_utterance_alone(pair: tuple[str, Any, Any, Path]) -> None:
     name, theirs, upstream, folder = pair
     waveforms = utterances(name)

@@ -21,6 +21,7 @@ from upstreams.unispeech.model import build
 PUBLISHED = {**LARGE, "conv_bias": True}
 
 
+@pytest.mark.parity("transformers", "transformers")
 @pytest.mark.parametrize("changes", [{}, PUBLISHED], ids=["base", "large"])
 def test_hidden_states_equal_transformers(changes: dict[str, object], tmp_path: Path) -> None:
     model = their_model(UniSpeechModel, UniSpeechConfig, **changes)
@@ -30,6 +31,7 @@ def test_hidden_states_equal_transformers(changes: dict[str, object], tmp_path: 
     check_parity(model, upstream, noise(40_000))
 
 
+@pytest.mark.parity("transformers, padded batch", "transformers")
 def test_padded_batches_equal_transformers(tmp_path: Path) -> None:
     model = their_model(UniSpeechModel, UniSpeechConfig, **PUBLISHED)
     model.save_pretrained(tmp_path)

@@ -19,6 +19,7 @@ from upstreams.unispeech_sat.config import PRESETS
 from upstreams.unispeech_sat.model import build
 
 
+@pytest.mark.parity("transformers", "transformers")
 @pytest.mark.parametrize("changes", [{}, LARGE], ids=["base", "large"])
 def test_hidden_states_equal_transformers(changes: dict[str, object], tmp_path: Path) -> None:
     model = their_model(UniSpeechSatModel, UniSpeechSatConfig, **changes)
@@ -28,6 +29,7 @@ def test_hidden_states_equal_transformers(changes: dict[str, object], tmp_path: 
     check_parity(model, upstream, noise(40_000))
 
 
+@pytest.mark.parity("transformers, padded batch", "transformers")
 def test_padded_batches_equal_transformers(tmp_path: Path) -> None:
     model = their_model(UniSpeechSatModel, UniSpeechSatConfig, **LARGE)
     model.save_pretrained(tmp_path)

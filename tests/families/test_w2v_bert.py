@@ -56,6 +56,7 @@ def reference(model: Wav2Vec2BertModel, waveforms: list[Tensor]) -> tuple[list[T
         return list(model(**inputs, output_hidden_states=True).hidden_states), inputs["attention_mask"].sum(1)
 
 
+@pytest.mark.parity("transformers, padded batch", "transformers")
 @pytest.mark.parametrize("positions", ["relative_key", "relative"])
 def test_padded_batches_equal_transformers_from_the_waveform_on(positions: str, tmp_path: Path) -> None:
     model = theirs(position_embeddings_type=positions)
@@ -90,6 +91,7 @@ def test_weights_go_to_transformers_and_back_bit_for_bit(tmp_path: Path) -> None
     assert (saved.num_mel_bins, saved.stride, saved.sampling_rate) == (80, 2, 16_000)
 
 
+@pytest.mark.parity("transformers, with adapter", "transformers")
 def test_an_adapter_after_the_last_block_changes_no_hidden_state(tmp_path: Path) -> None:
     model = theirs(add_adapter=True, use_intermediate_ffn_before_adapter=True)
     save(model, tmp_path)
@@ -137,6 +139,7 @@ def fairseq2_state(model: Wav2Vec2BertModel) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.parity("fairseq2's names", "transformers")
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_weights_of_fairseq2_give_the_numbers_of_transformers(wrapped: bool, tmp_path: Path) -> None:
     model = theirs(left_max_position_embeddings=64, right_max_position_embeddings=8)

@@ -15,6 +15,7 @@ from upstreams.wav2vec2.model import build
 LV60 = {**LARGE, "conv_bias": True}
 
 
+@pytest.mark.parity("transformers", "transformers")
 @pytest.mark.parametrize("changes", [{}, LV60], ids=["base", "large"])
 def test_hidden_states_equal_transformers(changes: dict[str, object], tmp_path: Path) -> None:
     model = their_model(Wav2Vec2ForPreTraining, Wav2Vec2Config, **changes)
@@ -24,6 +25,7 @@ def test_hidden_states_equal_transformers(changes: dict[str, object], tmp_path: 
     check_parity(model.wav2vec2, upstream, noise(40_000))
 
 
+@pytest.mark.parity("transformers, padded batch", "transformers")
 def test_padded_batches_equal_transformers(tmp_path: Path) -> None:
     model = their_model(Wav2Vec2Model, Wav2Vec2Config, **LV60)
     model.save_pretrained(tmp_path)

@@ -37,6 +37,7 @@ def other_language(model: Any) -> dict[str, Tensor]:
     return {key: torch.randn(value.shape, generator=generator) for key, value in adapters_of(model).items()}
 
 
+@pytest.mark.parity("transformers (MMS)", "transformers", family="wav2vec2")
 def test_models_with_adapters_equal_transformers_and_go_back_bit_for_bit(tmp_path: Path) -> None:
     model = model_with_adapters()
     model.save_pretrained(tmp_path / "theirs")
@@ -51,6 +52,7 @@ def test_models_with_adapters_equal_transformers_and_go_back_bit_for_bit(tmp_pat
     assert all(torch.equal(value, again[name]) for name, value in model.wav2vec2.state_dict().items())
 
 
+@pytest.mark.parity("adapter of a language ({form})", "transformers", family="wav2vec2")
 @pytest.mark.parametrize("form", ["file", "folder", "bin"])
 def test_another_languages_adapter_gives_what_transformers_gives_with_it(form: str, tmp_path: Path) -> None:
     model = model_with_adapters()
@@ -96,6 +98,7 @@ def fairseq(model: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.parity("fairseq .pt (MMS)", "transformers", family="wav2vec2")
 def test_fairseqs_checkpoint_with_all_languages_gives_the_same(tmp_path: Path) -> None:
     model, path = model_with_adapters(), tmp_path / "mms1b_all.pt"
     torch.save(fairseq(model), path)
@@ -147,6 +150,7 @@ def test_adapters_after_norms_that_come_after_are_ours_alone() -> None:
         FORMATS.write_transformers(Wav2Vec2Config(adapter_width=8), {})
 
 
+@pytest.mark.parity("transformers, with add_adapter", "transformers", family="wav2vec2")
 @pytest.mark.parametrize("changes", [{}, {"do_stable_layer_norm": False, "feat_extract_norm": "group"}])
 def test_convolutions_after_the_last_block_change_no_hidden_state(changes: dict[str, Any], tmp_path: Path) -> None:
     model = model_with_adapters(add_adapter=True, output_hidden_size=48, adapter_attn_dim=None, **changes)

@@ -51,9 +51,11 @@ def hidden_states(model: Wav2Vec2ConformerForPreTraining | Wav2Vec2ConformerMode
     inner = getattr(model, "wav2vec2_conformer", model)
     with torch.no_grad():
         normal = torch.nn.functional.layer_norm(waveform, waveform.shape[-1:])
-        return list(inner(normal, output_hidden_states=True).hidden_states)
+        out = inner(normal, output_hidden_states=True)
+    return [*out.hidden_states[:-1], out.last_hidden_state]  # transformers 5 leaves out the closing norm
 
 
+@pytest.mark.parity("transformers ({positions})", "transformers")
 @pytest.mark.parametrize("positions", ["relative", "rotary"])
 def test_hidden_states_equal_transformers_and_go_back_bit_for_bit(positions: str, tmp_path: Path) -> None:
     model = theirs(positions)
@@ -80,6 +82,7 @@ def test_hidden_states_equal_transformers_and_go_back_bit_for_bit(positions: str
         assert torch.equal(value, once_more.state_dict()[name]), name
 
 
+@pytest.mark.parity("transformers, padded batch", "transformers")
 def test_padded_batches_equal_transformers_on_each_utterance_alone(tmp_path: Path) -> None:
     for positions in ("relative", "rotary"):
         model = theirs(positions)
@@ -131,6 +134,7 @@ def settings(positions: str, **changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
+@pytest.mark.parity("fairseq .pt ({positions})", "transformers")
 @pytest.mark.parametrize(("fairseq", "positions"), [("rel_pos", "relative"), ("rope", "rotary")])
 @pytest.mark.parametrize("fine_tuned", [False, True])
 def test_fairseq_checkpoints_give_the_numbers_of_transformers(

@@ -25,6 +25,7 @@ NEAR = {"num_buckets": 32, "max_bucket_distance": 60}
 """So that a few seconds reach every bucket."""
 
 
+@pytest.mark.parity("transformers", "transformers")
 @pytest.mark.parametrize("changes", [{}, LARGE], ids=["base", "large"])
 @pytest.mark.parametrize("near", [{}, NEAR], ids=["published buckets", "few buckets"])
 def test_hidden_states_equal_transformers(changes: dict[str, object], near: dict[str, int], tmp_path: Path) -> None:
@@ -41,6 +42,7 @@ def test_frames_beyond_the_farthest_bucket_equal_transformers(tmp_path: Path) ->
     check_parity(model, load_upstream(tmp_path), noise(320 * 850))
 
 
+@pytest.mark.parity("transformers, padded batch", "transformers")
 def test_padded_batches_equal_transformers(tmp_path: Path) -> None:
     model = their_model(WavLMModel, WavLMConfig, **LARGE)
     model.save_pretrained(tmp_path)
@@ -241,5 +243,5 @@ def test_small_models_of_the_tests_have_a_bias_that_matters(tmp_path: Path) -> N
     with torch.no_grad():
         before = upstream(noise()).hidden_states[-1]
         upstream.encoder.relative_bias.bias.weight.zero_()
-        assert (before - upstream(noise()).hidden_states[-1]).abs().max() > 0.1
+        assert (before - upstream(noise()).hidden_states[-1]).abs().max() > 0.02
     assert SMALL["num_hidden_layers"] == len(upstream.encoder.blocks)
