@@ -1,7 +1,8 @@
 """`pytest tests/families tests/contracts -n 0 --parity docs/parity.md` writes the table of deviations from references.
 
 A test that compares an upstream with an independent implementation is marked `parity(format, against)`; fields in
-braces are its parameters, and `family=` names the family where the file does not. Every `torch.testing.assert_close` in it that allows no relative error counts.
+braces are its parameters, and `family=` names the family where the file does not. Every `torch.testing.assert_close`
+in it that allows no relative error counts.
 """
 
 from collections.abc import Iterator
