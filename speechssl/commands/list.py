@@ -14,6 +14,7 @@ def command() -> None:
     table = Table("kind", "names")
     names = list_upstreams()
     for family in list_families():
-        table.add_row(f"upstream {family}", ", ".join(n for n in names if n == family or n.startswith(family + "_")))
+        presets = ", ".join(n for n in names if n == family or n.startswith(family + "_"))
+        table.add_row(f"upstream {family}", presets or f"{family}:NAME_OR_FOLDER")
     table.add_row("tasks", ", ".join(list_tasks()))
     Console().print(table)

@@ -8,7 +8,7 @@ class Fairseq2Config:
     """A model of fairseq2."""
 
     model_family: str = ""
-    """fairseq2's name of it: 'wav2vec2' or 'w2vbert'."""
+    """fairseq2's name of it: 'wav2vec2', 'wav2vec2_asr' or 'w2vbert'."""
     settings: str = ""
     """fairseq2's configuration of the model as JSON."""
     normalize: bool = False

@@ -10,7 +10,7 @@ from torch import nn
 from speechssl.errors import ConfigError, SpeechsslError, UnknownNameError
 from upstreams.fairseq2.config import Fairseq2Config
 
-FAMILIES = ("wav2vec2", "w2vbert")
+FAMILIES = ("wav2vec2", "wav2vec2_asr", "w2vbert")
 CHECKPOINTS = ("model.pt", "model.safetensors", "model")
 """In a folder without a `checkpoint` in its card, where the weights may be."""
 
@@ -25,12 +25,15 @@ def hub(family: str) -> Any:
     try:
         from fairseq2.models.w2vbert import get_w2vbert_model_hub
         from fairseq2.models.wav2vec2 import get_wav2vec2_model_hub
+        from fairseq2.models.wav2vec2.asr import get_wav2vec2_asr_model_hub
     except (ImportError, OSError) as error:  # its native part needs libsndfile
         raise SpeechsslError(
             f"Models named 'fairseq2:...' need the package fairseq2 ({error}): pip install speechssl[fairseq2], and "
             "libsndfile from the system."
         ) from error
-    known = {"wav2vec2": get_wav2vec2_model_hub, "w2vbert": get_w2vbert_model_hub}
+    known = dict(
+        zip(FAMILIES, (get_wav2vec2_model_hub, get_wav2vec2_asr_model_hub, get_w2vbert_model_hub), strict=True)
+    )
     if family not in known:
         raise UnknownNameError("model family of fairseq2", family, known)
     return known[family]()
