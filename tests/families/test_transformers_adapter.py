@@ -64,6 +64,12 @@ MODELS: dict[str, tuple[Any, Any, dict[str, Any], Any]] = {
         BLOCKS | {"max_length": 128, "num_mel_bins": 64},
         T.ASTFeatureExtractor(max_length=128, num_mel_bins=64),
     ),
+    "parakeet": (
+        T.ParakeetEncoder,
+        T.ParakeetEncoderConfig,
+        BLOCKS | {"subsampling_conv_channels": 16},
+        T.ParakeetFeatureExtractor(),
+    ),
     "wav2vec2-bert": (
         T.Wav2Vec2BertModel,
         T.Wav2Vec2BertConfig,
@@ -140,19 +146,21 @@ def test_hidden_states_equal_transformers_on_each_utterance_alone(pair: tuple[st
             torch.testing.assert_close(a[row, :frames], b[0, :frames], rtol=0, atol=1e-4)
 
 
-RATES = {"sew": 25, "sew-d": 25, "ast": 10, "moonshine": 16_000 / 384, "speech_to_text": 25}
+FIRST = {"parakeet": 0}
+"""Samples of the first frame, where the model pads the edges and takes no less than some other number."""
+RATES = {"parakeet": 12.5, "sew": 25, "sew-d": 25, "ast": 10, "moonshine": 16_000 / 384, "speech_to_text": 25}
 """Hz, where it is not 50."""
 
 
 def test_frames_follow_from_the_length(pair: tuple[str, Any, Any, Path]) -> None:
     name, _, upstream, _ = pair
     assert upstream.frame_rate == pytest.approx(RATES.get(name, 50))
-    shortest = upstream.layout.first
+    shortest = upstream.layout.least
     for samples in (shortest, shortest + 1, shortest + 3_199, shortest + 3_200, 7_777):
         with torch.no_grad():
             out = upstream(noise(samples)[None])
         assert out.hidden_states[0].size(1) == int(out.lengths) == int(upstream.output_lengths(torch.tensor(samples)))
-        assert int(out.lengths) == (samples - shortest) // upstream.layout.hop + 1
+        assert int(out.lengths) == (samples - FIRST.get(name, shortest)) // upstream.layout.hop + 1
     with pytest.raises(AudioError, match="shorter than one frame"):
         upstream(torch.ones(1, shortest - 1))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from speechssl.errors import SpeechsslError
 
 SEARCHED = 2.0
-"""Seconds within which a model must give two frames."""
+"""Seconds within which a model must give three frames."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,11 @@ class Layout:
     """How the frames of a model lie in time."""
 
     first: int
-    """Samples of the shortest utterance that has a frame."""
+    """Samples that the first frame takes; less than `least` where the model pads the edges of an utterance."""
     hop: int
     """Samples from one frame to the next."""
+    least: int
+    """Samples of the shortest utterance that the model takes."""
     window: int | None = None
     """Samples that the model hears at once, padded where there are fewer; None = as many as there are."""
     prefix: int = 0
@@ -36,14 +38,15 @@ class Layout:
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Valid frames for valid samples, both (B,) int64."""
-        return (torch.div(lengths - self.first, self.hop, rounding_mode="floor") + 1).clamp(min=0)
+        frames = (torch.div(lengths - self.first, self.hop, rounding_mode="floor") + 1).clamp(min=0)
+        return torch.where(lengths < self.least, 0, frames)
 
     def split(self, samples: int) -> list[tuple[int, int]]:
         """(begin, end) in samples of each window with a frame in it."""
         if self.window is None:
             return [(0, samples)]
         edges = range(0, samples, self.window)
-        return [(b, min(b + self.window, samples)) for b in edges if samples - b >= self.first]
+        return [(b, min(b + self.window, samples)) for b in edges if samples - b >= self.least]
 
     def frames(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, T, D)."""
@@ -71,7 +74,7 @@ def find_layout(extractor: Any, theirs: Any, probe: Callable[[int], int]) -> Lay
     """Finds out how the frames of a model lie in time.
 
     Models of fixed windows (Whisper's 30 s, the spectrogram transformer's 10.24 s) say it in their settings. Of all
-    others the frames are counted on zeros of some lengths (`probe`), which tells `first` and `hop`; whatever unpadded
+    others the frames are counted on zeros of some lengths (`probe`), which tells `first`, `hop` and `least`; whatever unpadded
     convolutions, strides and stacked frames a model is made of, floor((n - first) / hop) + 1 frames come out.
 
     Args:
@@ -86,22 +89,23 @@ def find_layout(extractor: Any, theirs: Any, probe: Callable[[int], int]) -> Lay
         return _patch_layout(extractor, theirs)
     if hasattr(extractor, "n_samples") and hasattr(theirs, "max_source_positions"):
         hop = extractor.n_samples // theirs.max_source_positions
-        return Layout(first=hop, hop=hop, window=hop * theirs.max_source_positions)
+        return Layout(first=hop, hop=hop, least=hop, window=hop * theirs.max_source_positions)
     longest = int(SEARCHED * extractor.sampling_rate)
     with np.errstate(all="ignore"):
-        enough = probe(longest) >= 2
+        enough = probe(longest) >= 3
     if not enough:
         raise SpeechsslError(
             f"A model of type '{theirs.model_type}' gives no sequence of frames in {SEARCHED:g} s: not supported."
         )
     count = partial(_count, probe)
-    first = _smallest(lambda n: count(n) >= 1, longest)
-    layout = Layout(first=first, hop=_smallest(lambda n: count(n) >= 2, longest) - first)
-    for samples in (first + 5 * layout.hop - 1, first + 5 * layout.hop, first + 23 * layout.hop // 2):
+    least, second, third = (_smallest(lambda n, k=k: count(n) >= k, longest) for k in (1, 2, 3))
+    layout = Layout(first=2 * second - third, hop=third - second, least=least)
+    edge = layout.first + 5 * layout.hop
+    for samples in (least, edge - 1, edge, edge + 13 * layout.hop // 2):
         if count(samples) != int(layout.output_lengths(torch.tensor(samples))):
             raise SpeechsslError(
                 f"A model of type '{theirs.model_type}' gives {count(samples)} frames for {samples} samples, which "
-                f"does not follow from {first} samples for the first and {layout.hop} for each other: not supported."
+                f"does not follow from {layout.first} for the first and {layout.hop} for each other: not supported."
             )
     return layout
 
@@ -121,7 +125,7 @@ def _patch_layout(extractor: Any, theirs: Any) -> Layout:
     bands = (theirs.num_mel_bins - theirs.patch_size) // theirs.frequency_stride + 1
     patches = (theirs.max_length - theirs.patch_size) // theirs.time_stride + 1
     hop = theirs.time_stride * extractor.sampling_rate // 100  # mel frames are 10 ms apart
-    return Layout(first=hop, hop=hop, window=patches * hop, prefix=2, bands=bands)
+    return Layout(first=hop, hop=hop, least=hop, window=patches * hop, prefix=2, bands=bands)
 
 
 def _smallest(holds: Callable[[int], bool], most: int) -> int:

@@ -59,7 +59,7 @@ class TransformersUpstream(Upstream):
         blocks = find_blocks(encoder)
         try:
             layout = find_layout(extractor, settings, partial(_count_frames, encoder, blocks, extractor, arguments))
-            width = _first_state(encoder, blocks, prepare(extractor, torch.zeros(layout.first), arguments)).size(2)
+            width = _first_state(encoder, blocks, prepare(extractor, torch.zeros(layout.least), arguments)).size(2)
         except SpeechsslError:
             raise
         except Exception as error:  # whatever its layers say to input that is not theirs
@@ -153,7 +153,9 @@ def find_blocks(encoder: nn.Module) -> nn.ModuleList:
     depth = next((d for d in depths if d is not None), None)
     found = [m for m in encoder.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not found:
-        raise SpeechsslError(f"A model of type '{settings.model_type}' has no list of {depth} blocks: not supported.")
+        raise SpeechsslError(
+            f"A model of type '{settings.model_type}' has no list of blocks with hidden states: not supported."
+        )
     return max(found, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
 
 
@@ -176,6 +178,10 @@ def _run(
     states = encoder(**inputs, output_hidden_states=True, return_dict=True).hidden_states
     if states is None or len(states) != len(blocks) + 1:
         raise SpeechsslError(f"{type(encoder).__name__} does not give a hidden state per block: not supported.")
+    if len({state.shape for state in states}) != 1:
+        raise SpeechsslError(
+            f"{type(encoder).__name__}'s last hidden state has another shape: leave it out of `layers`."
+        )
     return {layer: states[layer] for layer in layers}
 
 
