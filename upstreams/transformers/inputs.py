@@ -74,8 +74,8 @@ def find_layout(extractor: Any, theirs: Any, probe: Callable[[int], int]) -> Lay
     """Finds out how the frames of a model lie in time.
 
     Models of fixed windows (Whisper's 30 s, the spectrogram transformer's 10.24 s) say it in their settings. Of all
-    others the frames are counted on zeros of some lengths (`probe`), which tells `first`, `hop` and `least`; whatever unpadded
-    convolutions, strides and stacked frames a model is made of, floor((n - first) / hop) + 1 frames come out.
+    others the frames are counted on zeros of some lengths (`probe`), which tells `first`, `hop` and `least`; whatever
+    convolutions, strides and stacked frames a model has, floor((n - first) / hop) + 1 frames come out.
 
     Args:
         extractor: a feature extractor of transformers.
@@ -98,7 +98,7 @@ def find_layout(extractor: Any, theirs: Any, probe: Callable[[int], int]) -> Lay
             f"A model of type '{theirs.model_type}' gives no sequence of frames in {SEARCHED:g} s: not supported."
         )
     count = partial(_count, probe)
-    least, second, third = (_smallest(lambda n, k=k: count(n) >= k, longest) for k in (1, 2, 3))
+    least, second, third = (_smallest(count, wanted, longest) for wanted in (1, 2, 3))
     layout = Layout(first=2 * second - third, hop=third - second, least=least)
     edge = layout.first + 5 * layout.hop
     for samples in (least, edge - 1, edge, edge + 13 * layout.hop // 2):
@@ -128,13 +128,13 @@ def _patch_layout(extractor: Any, theirs: Any) -> Layout:
     return Layout(first=hop, hop=hop, least=hop, window=patches * hop, prefix=2, bands=bands)
 
 
-def _smallest(holds: Callable[[int], bool], most: int) -> int:
-    """The smallest n in 1..most that it holds for, which holds for all above, too; it tries short ones first."""
+def _smallest(count: Callable[[int], int], wanted: int, most: int) -> int:
+    """The smallest n in 1..most whose `count`, which grows with n, is `wanted` or more; short ones are tried first."""
     upper = 1
-    while upper < most and not holds(upper):
+    while upper < most and count(upper) < wanted:
         upper *= 2
     lower, upper = upper // 2, min(upper, most)
     while upper - lower > 1:
         middle = (lower + upper) // 2
-        lower, upper = (lower, middle) if holds(middle) else (middle, upper)
+        lower, upper = (lower, middle) if count(middle) >= wanted else (middle, upper)
     return upper
