@@ -247,7 +247,9 @@ def _features(
     states, frames = forward_batch(upstream, waveform, lengths, layers, precision)
     for row, (utterance, _) in enumerate(batch):
         # A copy: a slice would keep the whole batch alive, and could not take part in autograd.
-        own = {layer: state[row, : frames[row]].float().clone() for layer, state in states.items()}  # (T, D)
+        own = {
+            layer: state[row, : frames[row]].to(torch.float32, copy=True) for layer, state in states.items()
+        }  # (T, D)
         yield utterance, HiddenStates(own, len(upstream.hidden_sizes))
 
 

@@ -188,7 +188,7 @@ class _Windows:
             states, _ = forward_batch(self.upstream, waveform, lengths, self.layers, self.precision)
         begin, end = window.skipped, window.skipped + window.last - window.first
         # A copy: a slice would keep the context alive, and could not take part in autograd.
-        return {k: x[0, begin:end].float().clone() for k, x in states.items()}
+        return {k: x[0, begin:end].to(torch.float32, copy=True) for k, x in states.items()}
 
 
 def check_chunks(upstream: Upstream, chunk: float, context: float) -> int:

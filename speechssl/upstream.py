@@ -122,29 +122,34 @@ class Upstream(nn.Module, ABC):
         waveform = torch.where(inside, waveform, 0.0)
         if self.normalize:
             waveform = normalize_waveform(waveform, lengths)
-        size = int(frames.max())
-        states = self._compute(waveform, lengths, frames, wanted)
-        valid = torch.arange(size, device=frames.device)[None, :] < frames[:, None]  # (B, T)
-        states = {k: torch.where(valid[:, :, None], states[k][:, :size], 0.0) for k in wanted}
+        if waveform.device.type == "cpu" and not torch.is_grad_enabled():
+            states = self._compute_in_groups(waveform, lengths, frames, wanted)
+        else:
+            states = self.compute(waveform, lengths, wanted)
+            size = int(frames.max())
+            valid = torch.arange(size, device=frames.device)[None, :] < frames[:, None]  # (B, T)
+            states = {k: torch.where(valid[:, :, None], states[k][:, :size], 0.0) for k in wanted}
         return UpstreamOutput(HiddenStates(states, len(self.hidden_sizes)), frames, self.frame_rate)
 
-    def _compute(self, waveform: Tensor, lengths: Tensor, frames: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:
-        """`compute`; without gradients on a CPU in groups of utterances of like length.
+    def _compute_in_groups(
+        self, waveform: Tensor, lengths: Tensor, frames: Tensor, wanted: frozenset[int]
+    ) -> dict[int, Tensor]:
+        """`compute` for a CPU without gradients, in groups of utterances of like length; 0 beyond the valid frames.
 
         Hardly any padding is computed then, and what lies between the layers stays small; a CPU gains nothing from
         large batches.
         """
-        if waveform.device.type != "cpu" or torch.is_grad_enabled() or waveform.size(0) == 1:
-            return self.compute(waveform, lengths, wanted)
+        counts = frames.tolist()
+        if len(counts) == 1:
+            return {k: x[:, : counts[0]] for k, x in self.compute(waveform, lengths, wanted).items() if k in wanted}
         states: dict[int, Tensor] = {}
         for rows in bucket_batches(lengths.tolist(), batch_seconds=GROUP_SECONDS * self.sample_rate):
-            longest = int(lengths[rows].max())
-            part = self.compute(waveform[rows, :longest], lengths[rows], wanted)
-            for layer, state in part.items():
+            part = self.compute(waveform[rows, : int(lengths[rows].max())], lengths[rows], wanted)
+            for layer in wanted:
                 if layer not in states:
-                    states[layer] = state.new_zeros(len(lengths), int(frames.max()), state.size(2))
-                count = int(frames[rows].max())
-                states[layer][rows, :count] = state[:, :count]
+                    states[layer] = part[layer].new_zeros(len(counts), max(counts), part[layer].size(2))
+                for place, row in enumerate(rows):
+                    states[layer][row, : counts[row]] = part[layer][place, : counts[row]]
         return states
 
     def to_transformers(self) -> Any:

@@ -16,6 +16,9 @@ from speechssl.errors import ConfigError
 CHUNK = 1 << 20
 """Attention weights per product on a CPU: few enough to stay in its cache until they are used."""
 
+LONG = 320
+"""Frames from which on a CPU computes each head alone."""
+
 
 class SelfAttention(nn.Module):
     """Scaled dot-product self-attention; one product makes queries, keys and values.
@@ -158,6 +161,8 @@ def attend_in_chunks(
         (B, H, T, D/H).
     """
     B, H, T, width = query.shape
+    if attended is None and gate is None and dropout == 0.0 and T >= LONG and not torch.is_grad_enabled():
+        return _attend_head_by_head(query, key, value)
     hidden = query.new_zeros(B, 1, 1, T) if attended is None else _additive(attended, query)
     outputs = []
     for batch, heads, rows in _pieces(B, H, T):
@@ -174,6 +179,18 @@ def attend_in_chunks(
             weights = F.dropout(weights, dropout)
         outputs.append(torch.bmm(weights.to(v.dtype), v).view(-1, width))
     return torch.cat(outputs).view(B, H, T, width)
+
+
+def _attend_head_by_head(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention to all frames, each head's result written where the next layer reads it."""
+    B, H, T, width = query.shape
+    query = query * width**-0.5
+    y = query.new_empty(B, T, H, width)
+    for b in range(B):
+        for h in range(H):
+            weights = torch.mm(query[b, h], key[b, h].T).softmax(dim=1)  # (T, T)
+            torch.mm(weights, value[b, h], out=y[b, :, h])
+    return y.transpose(1, 2)
 
 
 def _pieces(B: int, H: int, T: int) -> Iterator[tuple[slice, slice, slice]]:
