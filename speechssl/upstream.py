@@ -16,7 +16,7 @@ from speechssl.data.batching import bucket_batches
 from speechssl.errors import AudioError, SpeechsslError
 from speechssl.types import HiddenStates, UpstreamOutput
 
-GROUP_SECONDS = 12.0
+GROUP_SECONDS = 4.0
 """Of audio, padding included, that a CPU computes at once; a longer utterance is computed alone."""
 
 

@@ -100,5 +100,5 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # untyped in torch
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]  # untyped in torch
+        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]  # as torch has it
     )
