@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.checkpoint import CONFIG_FILE, INDEX_SUFFIX, WEIGHTS_FILES, list_shards
-from speechssl.errors import SpeechsslError
+from speechssl.errors import SpeechsslError, nearest
 from speechssl.files import disk_full
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,41 @@ def download(repository: str, *, revision: str | None = None) -> Path:
         logger.info("The hub can't be reached: '%s' is the cached %s.", repository, cached.name)
         return cached
     return _fetch(repository, revision, files)
+
+
+def download_file(repository: str, name: str, *, revision: str | None = None) -> Path:
+    """Fetches one checkpoint of a repository, or finds it in the local cache.
+
+    Args:
+        repository: such as 's3prl/converted_ckpts'.
+        name: of the file in it.
+        revision: see `download`.
+
+    Raises:
+        SpeechsslError: as `download`, or the repository has no such file.
+    """
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repository, name, revision=revision)
+    if isinstance(cached, str) and (constants.HF_HUB_OFFLINE or COMMIT.fullmatch(revision or "")):
+        return Path(cached)
+    if constants.HF_HUB_OFFLINE:
+        raise SpeechsslError(_out_of_reach(f"{repository}/{name}", "HF_HUB_OFFLINE is set"))
+    try:
+        files = _list_files(repository, revision)
+        if name not in files:
+            raise SpeechsslError(f"'{repository}' has no file {name}: check its name.{nearest(name, files)}")
+        return Path(hf_hub_download(repository, name, revision=revision))
+    except SpeechsslError:
+        raise
+    except Exception as error:  # as in `download`
+        if disk_full(error):
+            raise
+        logger.debug("Fetching %s of %s failed", name, repository, exc_info=error)
+        if isinstance(cached, str):
+            logger.info("The hub can't be reached: '%s/%s' is the cached one.", repository, name)
+            return Path(cached)
+        raise SpeechsslError(_out_of_reach(f"{repository}/{name}", type(error).__name__)) from error
 
 
 def _list_files(repository: str, revision: str | None) -> Collection[str]:

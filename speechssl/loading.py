@@ -33,6 +33,7 @@ def load_upstream(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     random_weights: int | None = None,
+    normalize: bool | None = None,
 ) -> Upstream:
     """Loads an upstream in evaluation mode.
 
@@ -40,10 +41,13 @@ def load_upstream(
         name_or_folder: a preset ('hubert_base'), a folder that `save_upstream` or transformers wrote, a checkpoint of
             fairseq ('hubert_base_ls960.pt'), which is read without running anything that is in it, or a repository of
             transformers' format on the Hugging Face hub ('facebook/hubert-base-ls960'), of which a branch, tag or
-            commit may be named ('facebook/hubert-base-ls960@main').
+            commit may be named ('facebook/hubert-base-ls960@main'), or a checkpoint in a repository there
+            ('s3prl/converted_ckpts/wav2vec_large.pt').
         device: where its weights go.
         dtype: of its weights; hidden states come in the same type.
         random_weights: seed; None = the published or saved weights.
+        normalize: whether waveforms are brought to mean 0 and variance 1 first; None = as the checkpoint says. (Copies
+            of one model disagree: fairseq's and Microsoft's base models say no, some of their folders on the hub yes.)
 
     Raises:
         UnknownNameError: no such preset, folder or repository.
@@ -62,6 +66,8 @@ def load_upstream(
     else:
         upstream = _from_preset(name, random_weights)
     upstream.name = name
+    if normalize is not None and normalize != upstream.normalize:
+        _set_normalize(upstream, normalize)
     try:
         return upstream.to(device=device, dtype=dtype).eval()
     except torch.OutOfMemoryError:
@@ -69,6 +75,13 @@ def load_upstream(
     except (RuntimeError, AssertionError) as error:  # what torch says depends on how it was built
         first = str(error).splitlines()[0].removesuffix(".")
         raise SpeechsslError(f"The device '{device}' can't be used ({first}): choose another, such as cpu.") from error
+
+
+def _set_normalize(upstream: Upstream, normalize: bool) -> None:
+    if not hasattr(upstream.config, "normalize"):
+        raise SpeechsslError(f"'{upstream.name}' hears no waveform that could be normalised: leave out `normalize`.")
+    upstream.normalize = normalize
+    upstream.config = replace(upstream.config, normalize=normalize)  # it decides the numbers, so it is saved with them
 
 
 def build_upstream(family: str, config: Any, *, seed: int) -> Upstream:
@@ -94,7 +107,9 @@ def _from_preset(name: str, random_weights: int | None) -> Upstream:
         return _from_repository(repository, None)
     upstream = build_upstream(family, config, seed=random_weights or 0)
     if random_weights is None and upstream.weights != "none":
-        logger.warning("'%s' has no published weights: it starts with random ones (seed 0); pre-train it first.", name)
+        logger.warning(
+            "'%s' has no weights to fetch, and starts with random ones (seed 0): name its checkpoint's file.", name
+        )
     return upstream
 
 
@@ -110,13 +125,27 @@ def _from_adapter(name: str, random_weights: int | None) -> Upstream:
 def _from_repository(reference: str, random_weights: int | None) -> Upstream:
     repository, revision = hub.split_revision(reference)
     path = Path(repository)
-    if path.is_absolute() or len(path.parts) != 2 or path.parent.exists() or repository.startswith("."):
+    if path.is_absolute() or path.parent.exists() or repository.startswith("."):
         raise SpeechsslError(f"The upstream folder {reference} does not exist: check the path.")
+    if len(path.parts) > 2:
+        return _from_file_of_repository(path, revision, random_weights)
     folder = hub.download(repository, revision=revision)
     upstream = _from_folder(folder, random_weights)
     if random_weights is None:
         # The hub's cache keeps each revision in a folder of its name.
         upstream.weights = f"{repository} at {folder.name}"
+    return upstream
+
+
+def _from_file_of_repository(path: Path, revision: str | None, random_weights: int | None) -> Upstream:
+    """'org/name/file.pt': one checkpoint of a repository that holds many."""
+    repository = "/".join(path.parts[:2])
+    if not path.suffix:
+        raise SpeechsslError(f"The upstream folder {path} does not exist: check the path.")
+    file = hub.download_file(repository, "/".join(path.parts[2:]), revision=revision)
+    upstream = _from_file(file, random_weights)
+    if random_weights is None:
+        upstream.weights = str(path)
     return upstream
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_hub import FakeHub, serve
+from fake_hub import FakeHub, connect, serve
 from transformers import HubertConfig, HubertModel
 
 from speechssl.errors import SpeechsslError
@@ -28,20 +28,13 @@ def their_model(seed: int) -> HubertModel:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A hub with 'org/model' in two commits, of which the older has the tag v1 and weights in shards."""
-    from huggingface_hub import constants
-
     folder = tmp_path / "served" / "org" / "model"
     their_model(0).save_pretrained(folder / OLD, max_shard_size="200KB")
     their_model(1).save_pretrained(folder / NEW)
     (folder / NEW / "preprocessor_config.json").write_text('{"do_normalize": true}')
     with serve(tmp_path / "served") as served:
         served.refs["org/model"] = {"main": NEW, "v1": OLD}
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "ENDPOINT", served.url)
-        template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        connect(served, tmp_path / "cache", monkeypatch)
         yield served
 
 

@@ -89,6 +89,15 @@ def test_the_preprocessor_decides_whether_the_input_is_normalised(tmp_path):
     assert not load_upstream(tmp_path).normalize
 
 
+def test_the_caller_can_decide_whether_the_input_is_normalised(tmp_path):
+    their_model(**LARGE).save_pretrained(tmp_path)
+    plain = load_upstream(tmp_path, normalize=False)
+    assert (plain.normalize, plain.config.normalize) == (False, False)
+    assert plain.fingerprint() != load_upstream(tmp_path).fingerprint()
+    with pytest.raises(SpeechsslError, match="'fbank' hears no waveform"):
+        load_upstream("fbank", normalize=True)
+
+
 @pytest.mark.parametrize("changes", [{}, LARGE], ids=["base", "large"])
 def test_export_gives_transformers_its_own_model_back(changes, waveform, tmp_path):
     model = their_model(**changes)
@@ -167,7 +176,7 @@ def test_random_weights_repeat_by_seed_and_leave_the_random_state_alone(caplog):
     before = torch.random.get_rng_state()
     with caplog.at_level(logging.WARNING):
         fallback = load_upstream("hubert_tiny")
-    assert "no published weights" in caplog.text
+    assert "no weights to fetch" in caplog.text
     prints = {seed: load_upstream("hubert_tiny", random_weights=seed).fingerprint() for seed in (0, 1)}
     assert fallback.fingerprint() == prints[0] != prints[1]
     assert fallback.weights == "random (seed 0)"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_hub import connect, serve
 from plain_wav2vec import random_state, reference, settings
 from torch import Tensor
 
@@ -121,3 +122,30 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     torch.save(fairseq_args(settings(), state), tmp_path / "less.pt")
     with pytest.raises(SpeechsslError, match=r"less\.pt.*lack 'feature_aggregator\.conv_layers\.1\.1\.weight'"):
         load_upstream(tmp_path / "less.pt")
+
+
+def test_the_preset_is_fetched_from_the_repository_of_s3prls_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    commit = "a" * 40
+    folder = tmp_path / "served" / "s3prl" / "converted_ckpts" / commit
+    folder.mkdir(parents=True)
+    args = settings()
+    torch.save(s3prl(args, random_state(args)), folder / "wav2vec_large.pt")
+    with serve(tmp_path / "served") as hub:
+        hub.refs["s3prl/converted_ckpts"] = {"main": commit}
+        connect(hub, tmp_path / "cache", monkeypatch)
+        upstream = load_upstream("wav2vec_large")
+        assert (upstream.name, upstream.weights) == ("wav2vec_large", "s3prl/converted_ckpts/wav2vec_large.pt")
+        with pytest.raises(SpeechsslError, match=r"no file wav2vec_larg\.pt: check its name.*'wav2vec_large\.pt'"):
+            load_upstream("s3prl/converted_ckpts/wav2vec_larg.pt")
+        with pytest.raises(SpeechsslError, match="does not exist or is private"):
+            load_upstream("s3prl/other/wav2vec_large.pt")
+    again = load_upstream(f"s3prl/converted_ckpts/wav2vec_large.pt@{commit}")  # from the cache, the hub being gone
+    assert again.fingerprint() == upstream.fingerprint()
+    assert load_upstream("s3prl/converted_ckpts/wav2vec_large.pt").fingerprint() == upstream.fingerprint()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(SpeechsslError, match="HF_HUB_OFFLINE is set"):
+        load_upstream("s3prl/converted_ckpts/other.pt")

@@ -35,3 +35,9 @@ PRESETS: dict[str, VqWav2VecConfig] = {
     "vq_wav2vec_kmeans": replace(VqWav2VecConfig(), quantizer="kmeans"),
 }
 """Published as fairseq's vq-wav2vec.pt and vq-wav2vec_kmeans.pt."""
+
+REPOSITORIES: dict[str, str] = {
+    "vq_wav2vec_gumbel": "s3prl/converted_ckpts/vq-wav2vec.pt",
+    "vq_wav2vec_kmeans": "s3prl/converted_ckpts/vq-wav2vec_kmeans.pt",
+}
+"""Where the published weights are, in the form that S3PRL gives them."""

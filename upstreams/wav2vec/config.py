@@ -15,3 +15,8 @@ class Wav2VecConfig(ConvContextConfig):
 
 PRESETS: dict[str, Wav2VecConfig] = {"wav2vec_large": Wav2VecConfig()}
 """The only one whose weights are published, as fairseq's wav2vec_large.pt."""
+
+REPOSITORIES: dict[str, str] = {
+    "wav2vec_large": "s3prl/converted_ckpts/wav2vec_large.pt",
+}
+"""Where the published weights are, in the form that S3PRL gives them."""
