@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from speechssl.encoder.linear import Linear
 from speechssl.encoder.relative_attention import Positions, RelativeAttention, position_table
 from speechssl.errors import ConfigError
 
@@ -49,8 +50,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.width, config.ffn_width)
-        self.fc2 = nn.Linear(config.ffn_width, config.width)
+        self.fc1 = Linear(config.width, config.ffn_width)
+        self.fc2 = Linear(config.ffn_width, config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
@@ -72,10 +73,10 @@ class ConvolutionModule(nn.Module):
         if config.conv_norm not in ("batch", "layer"):
             raise ConfigError(f"`conv_norm` must be 'batch' or 'layer', but is '{config.conv_norm}'.")
         self.edges = (config.kernel - 1, 0) if config.causal else (config.kernel // 2, config.kernel // 2)
-        self.pointwise1 = nn.Linear(config.width, 2 * config.width, bias=False)
+        self.pointwise1 = Linear(config.width, 2 * config.width, bias=False)
         self.depthwise = nn.Conv1d(config.width, config.width, config.kernel, groups=config.width, bias=False)
         self.norm = nn.BatchNorm1d(config.width) if config.conv_norm == "batch" else nn.LayerNorm(config.width)
-        self.pointwise2 = nn.Linear(config.width, config.width, bias=False)
+        self.pointwise2 = Linear(config.width, config.width, bias=False)
         self.dropout = nn.Dropout(config.conv_dropout)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:

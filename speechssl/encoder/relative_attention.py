@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechssl.encoder.linear import Linear
 from speechssl.errors import ConfigError
 
 Positions = Literal["relative", "rotary", "relative_key"]
@@ -47,10 +48,10 @@ class RelativeAttention(nn.Module):
         self.positions = positions
         self.limits = limits
         self.dropout = dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.output = Linear(width, width)
         if positions == "relative":
-            self.position = nn.Linear(width, width, bias=False)
+            self.position = Linear(width, width, bias=False)
             self.content_bias = nn.Parameter(nn.init.xavier_uniform_(torch.empty(heads, width // heads)))
             self.position_bias = nn.Parameter(nn.init.xavier_uniform_(torch.empty(heads, width // heads)))
         elif positions == "relative_key":

@@ -6,6 +6,7 @@ B batch, S samples, T frames, M mel bands, C columns, R rows, E embedding width,
 from torch import Tensor, nn
 
 from speechssl.encoder.attention import SelfAttention
+from speechssl.encoder.linear import Linear
 from speechssl.encoder.transformer import EncoderConfig, TransformerBlock, TransformerEncoder
 from speechssl.frontend.log_mel import LogMelConfig
 from speechssl.frontend.patch_embedding import PatchEmbedding, patch_rows
@@ -80,7 +81,7 @@ class BeatsUpstream(Upstream):
         self.feature_norm = nn.LayerNorm(config.embed_width)
         # Where the widths agree, the authors have no projection.
         projected = config.embed_width != config.width
-        self.projection = nn.Linear(config.embed_width, config.width) if projected else nn.Identity()
+        self.projection = Linear(config.embed_width, config.width) if projected else nn.Identity()
         shape = EncoderConfig(
             width=config.width,
             depth=config.depth,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.encoder.conformer import ConformerConfig, ConformerEncoder
+from speechssl.encoder.linear import Linear
 from speechssl.frontend.log_mel import LogMel, LogMelConfig
 from speechssl.lengths import lengths_to_padding_mask
 from speechssl.upstream import Upstream
@@ -69,7 +70,7 @@ class W2vBertUpstream(Upstream):
         self.config = config
         self.frontend = frontend
         self.feature_norm = nn.LayerNorm(frontend.width)
-        self.projection = nn.Linear(frontend.width, config.width)
+        self.projection = Linear(frontend.width, config.width)
         self.input_dropout = nn.Dropout(config.input_dropout)
         self.mask_embedding = nn.Parameter(torch.rand(config.width))
         self.encoder = ConformerEncoder(
