@@ -12,7 +12,8 @@ encoder's shape, measured in the same run, over the operations that the unpadded
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from speechssl.registry import find_preset
 RATE = 16_000
 CLOCKS = [time.perf_counter]
 """What measures; `--cpu-time` replaces it, for a machine that others use (with one thread)."""
-Hidden = dict[str, list[Tensor]]
+Hidden = Iterator[tuple[str, list[Tensor]]]
+"""File after file, with its hidden states (T, D) in float32 on the CPU."""
 
 
 def write_files(folder: Path, count: int) -> list[Path]:
@@ -58,7 +60,6 @@ class Theirs:
 
     @torch.no_grad()
     def __call__(self, paths: Sequence[Path], size: int) -> Hidden:
-        found: Hidden = {}
         for start in range(0, len(paths), size):
             group = paths[start : start + size]
             audio = [soundfile.read(path, dtype="float32")[0] for path in group]
@@ -68,19 +69,21 @@ class Theirs:
             states = self.model(**inputs, output_hidden_states=True).hidden_states
             frames = self.model._get_feat_extract_output_lengths(torch.tensor([len(a) for a in audio])).tolist()
             for row, path in enumerate(group):
-                found[path.stem] = [state[row, : frames[row]].float().cpu() for state in states]
-        return found
+                yield path.stem, [state[row, : frames[row]].float().cpu() for state in states]
 
 
 def ours(upstream: Any, paths: Sequence[Path], batch_seconds: float, layers: Sequence[int] | None = None) -> Hidden:
     found = speechssl.extract(upstream, paths, batch_seconds=batch_seconds, layers=layers)
-    return {utterance.id: list(states) for utterance, states in found}
+    return ((utterance.id, list(states)) for utterance, states in found)
 
 
-def seconds_of(run: Callable[[], Any]) -> tuple[float, Any]:
+def seconds_of(run: Callable[[], Any]) -> float:
+    """How long it takes, iterated over to the end if it is an iterator; what comes is not kept, as when it is saved."""
     start = CLOCKS[0]()
     result = run()
-    return CLOCKS[0]() - start, result
+    if isinstance(result, Iterator):
+        deque(result, maxlen=0)
+    return CLOCKS[0]() - start
 
 
 @torch.no_grad()
@@ -95,23 +98,20 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
         if device != "cpu":
             torch.cuda.synchronize()
 
-    return 2 * rows * width * inner / min(seconds_of(lambda k=k: run(k))[0] for _ in range(20) for k in layers)
+    return 2 * rows * width * inner / min(seconds_of(lambda k=k: run(k)) for _ in range(20) for k in layers)
 
 
 def operations(theirs: Theirs, paths: Sequence[Path]) -> float:
     """Of the unpadded files, matrix products and convolutions."""
     with FlopCounterMode(display=False) as counter:
-        theirs(paths, 1)
+        deque(theirs(paths, 1), maxlen=0)
     return float(counter.get_total_flops())
 
 
-def largest_error(found: Hidden, expected: Hidden, *, relative: bool) -> float:
-    """Over files and hidden states: largest difference, or difference over norm."""
-    errors = []
-    for name, states in expected.items():
-        for a, b in zip(found[name], states, strict=True):
-            errors.append(float((a - b).norm() / b.norm() if relative else (a - b).abs().max()))
-    return max(errors)
+def largest_errors(found: Hidden, expected: dict[str, list[Tensor]]) -> tuple[float, float]:
+    """Over files and hidden states: the largest difference, and the largest norm of a difference over the norm."""
+    pairs = [(a, b) for name, states in found for a, b in zip(states, expected[name], strict=True)]
+    return max(float((a - b).abs().max()) for a, b in pairs), max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
 def main() -> None:
@@ -150,27 +150,26 @@ def measure(args: argparse.Namespace, root: Path, paths: Sequence[Path], seconds
         "speechssl, float32": lambda: ours(mine[full], paths, batch_seconds),
         "speechssl, bf16": lambda: ours(mine[half], paths, batch_seconds),
     }
-    best, rates, found = dict.fromkeys(systems, float("inf")), {full: 0.0, half: 0.0}, {}
+    best, rates = dict.fromkeys(systems, float("inf")), {full: 0.0, half: 0.0}
     for _ in range(args.turns):
         for name, run in systems.items():
-            took, found[name] = seconds_of(run)
-            best[name] = min(best[name], took)
+            best[name] = min(best[name], seconds_of(run))
         rates = {d: max(r, matrix_rate(args.device, d)) for d, r in rates.items()}
     needed = operations(theirs[full], paths)
-    first, exact = next(iter(systems)), found["transformers, one by one"]
+    first, exact = next(iter(systems)), dict(systems["transformers, one by one"]())
     work = f"{needed / seconds / 1e9:.1f} GFLOP per second of audio"
     print(f"{args.upstream} on {args.device}, {len(paths)} files, {seconds:.0f} s, {work}")
     print(f"{'':34}{'x real time':>12}{'ratio':>8}{'of limit':>10}{'largest error':>15}{'relative':>10}")
     for name, took in best.items():
         limit = rates[half if "bf16" in name else full] / needed  # 1 / seconds for everything
-        errors = [largest_error(found[name], exact, relative=r) for r in (False, True)]
+        errors = largest_errors(systems[name](), exact)
         print(
             f"{name:34}{seconds / took:12.1f}{best[first] / took:8.2f}{1 / took / limit:10.0%}"
             f"{errors[0]:15.1e}{errors[1]:10.1e}"
         )
     depth = len(mine[full].hidden_sizes) - 1
     for layer in (0, depth // 4, depth // 2, depth):
-        runs = [seconds_of(lambda k=layer: ours(mine[full], paths, batch_seconds, [k]))[0] for _ in range(args.turns)]
+        runs = [seconds_of(lambda k=layer: ours(mine[full], paths, batch_seconds, [k])) for _ in range(args.turns)]
         share = min(runs) / best["speechssl, float32"]
         print(f"speechssl, float32, layers=[{layer}]: {share:.0%} of the time for all layers")
     for dtype, rate in rates.items():
