@@ -1,7 +1,7 @@
 """Settings of the wav2vec 2.0 architecture; free of torch, so that listing presets stays fast."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 
 @dataclass(frozen=True)
@@ -54,3 +54,25 @@ class ContextualConfig:
     input_dropout: float = 0.1
     layerdrop: float = 0.05
     """Probability that a training step passes a block by."""
+
+
+C = TypeVar("C", bound=ContextualConfig)
+
+
+def large(config: C) -> C:
+    """Gives a base config the shape of the large models: 24 wide blocks with norms before, trained without dropout."""
+    return replace(
+        config,
+        conv_norm="layer",
+        normalize=True,
+        feature_grad_mult=1.0,
+        width=1024,
+        depth=24,
+        heads=16,
+        ffn_width=4096,
+        pre_norm=True,
+        dropout=0.0,
+        attention_dropout=0.0,
+        input_dropout=0.0,
+        layerdrop=0.0,
+    )

@@ -4,9 +4,9 @@ Papers: Hsu et al. 2021, table 1, arXiv:2106.07447; Qian et al. 2022 (ContentVec
 (mHuBERT-147), arXiv:2406.06371.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from speechssl.contextual.config import ContextualConfig
+from speechssl.contextual.config import ContextualConfig, large
 
 
 @dataclass(frozen=True)
@@ -29,51 +29,12 @@ PRESETS: dict[str, HubertConfig] = {
         layerdrop=0.0,
     ),
     "hubert_base": HubertConfig(),
-    "hubert_large": HubertConfig(
-        conv_norm="layer",
-        normalize=True,
-        feature_grad_mult=1.0,
-        width=1024,
-        depth=24,
-        heads=16,
-        ffn_width=4096,
-        pre_norm=True,
-        dropout=0.0,
-        attention_dropout=0.0,
-        input_dropout=0.0,
-        layerdrop=0.0,
-    ),
-    "hubert_xlarge": HubertConfig(
-        conv_norm="layer",
-        normalize=True,
-        feature_grad_mult=1.0,
-        width=1280,
-        depth=48,
-        heads=16,
-        ffn_width=5120,
-        pre_norm=True,
-        dropout=0.0,
-        attention_dropout=0.0,
-        input_dropout=0.0,
-        layerdrop=0.0,
-    ),
+    "hubert_large": large(HubertConfig()),
+    "hubert_xlarge": replace(large(HubertConfig()), width=1280, depth=48, ffn_width=5120),
     "hubert_contentvec": HubertConfig(),
     "hubert_mhubert_147": HubertConfig(normalize=True),
     "hubert_mert_95m": HubertConfig(sample_rate=24_000, normalize=True, activation_dropout=0.1, layerdrop=0.1),
-    "hubert_mert_330m": HubertConfig(
-        sample_rate=24_000,
-        normalize=True,
-        feature_grad_mult=1.0,
-        width=1024,
-        depth=24,
-        heads=16,
-        ffn_width=4096,
-        pre_norm=True,
-        dropout=0.0,
-        attention_dropout=0.0,
-        input_dropout=0.0,
-        layerdrop=0.0,
-    ),
+    "hubert_mert_330m": replace(large(HubertConfig(sample_rate=24_000)), conv_norm="group"),
 }
 """tiny is our own; base, large and xlarge are published, and the music models of Li et al. 2024, arXiv:2306.00107."""
 

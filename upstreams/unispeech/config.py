@@ -5,7 +5,7 @@ Paper: Wang et al. 2021, sec. 4.1, arXiv:2101.07597.
 
 from dataclasses import dataclass
 
-from speechssl.contextual.config import ContextualConfig
+from speechssl.contextual.config import ContextualConfig, large
 
 
 @dataclass(frozen=True)
@@ -13,21 +13,7 @@ class UniSpeechConfig(ContextualConfig):
     """A UniSpeech model; the defaults have the size of wav2vec 2.0 base."""
 
 
-_LARGE = UniSpeechConfig(
-    conv_norm="layer",
-    conv_bias=True,
-    normalize=True,
-    feature_grad_mult=1.0,
-    width=1024,
-    depth=24,
-    heads=16,
-    ffn_width=4096,
-    pre_norm=True,
-    dropout=0.0,
-    attention_dropout=0.0,
-    input_dropout=0.0,
-    layerdrop=0.0,
-)
+_LARGE = large(UniSpeechConfig(conv_bias=True))
 
 PRESETS: dict[str, UniSpeechConfig] = {
     "unispeech_large": _LARGE,

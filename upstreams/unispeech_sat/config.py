@@ -5,7 +5,7 @@ Paper: Chen et al. 2021, sec. 4.1, arXiv:2110.05752.
 
 from dataclasses import dataclass
 
-from speechssl.contextual.config import ContextualConfig
+from speechssl.contextual.config import ContextualConfig, large
 
 
 @dataclass(frozen=True)
@@ -16,20 +16,7 @@ class UniSpeechSatConfig(ContextualConfig):
 PRESETS: dict[str, UniSpeechSatConfig] = {
     "unispeech_sat_base": UniSpeechSatConfig(),
     "unispeech_sat_base_plus": UniSpeechSatConfig(),
-    "unispeech_sat_large": UniSpeechSatConfig(
-        conv_norm="layer",
-        normalize=True,
-        feature_grad_mult=1.0,
-        width=1024,
-        depth=24,
-        heads=16,
-        ffn_width=4096,
-        pre_norm=True,
-        dropout=0.0,
-        attention_dropout=0.0,
-        input_dropout=0.0,
-        layerdrop=0.0,
-    ),
+    "unispeech_sat_large": large(UniSpeechSatConfig()),
 }
 """base has heard 960 hours of LibriSpeech, the others 94,000 hours."""
 

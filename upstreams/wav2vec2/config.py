@@ -7,7 +7,7 @@ al. 2023 (MMS), arXiv:2305.13516.
 
 from dataclasses import dataclass, replace
 
-from speechssl.contextual.config import ContextualConfig
+from speechssl.contextual.config import ContextualConfig, large
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ _LARGE = Wav2Vec2Config(
     input_dropout=0.0,
     layerdrop=0.0,
 )
-_LV60 = replace(_LARGE, conv_norm="layer", conv_bias=True, normalize=True, pre_norm=True)
+_LV60 = large(Wav2Vec2Config(conv_bias=True))
 _1B = replace(_LV60, width=1280, depth=48, ffn_width=5120)
 _1B_ADAPTED = replace(_1B, adapter_width=16)
 

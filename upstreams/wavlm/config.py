@@ -5,7 +5,7 @@ Paper: Chen et al. 2022, sec. V, arXiv:2110.13900.
 
 from dataclasses import dataclass
 
-from speechssl.contextual.config import ContextualConfig
+from speechssl.contextual.config import ContextualConfig, large
 
 
 @dataclass(frozen=True)
@@ -19,20 +19,7 @@ class WavLMConfig(ContextualConfig):
 PRESETS: dict[str, WavLMConfig] = {
     "wavlm_base": WavLMConfig(),
     "wavlm_base_plus": WavLMConfig(),
-    "wavlm_large": WavLMConfig(
-        conv_norm="layer",
-        normalize=True,
-        feature_grad_mult=1.0,
-        width=1024,
-        depth=24,
-        heads=16,
-        ffn_width=4096,
-        pre_norm=True,
-        dropout=0.0,
-        attention_dropout=0.0,
-        input_dropout=0.0,
-        layerdrop=0.0,
-    ),
+    "wavlm_large": large(WavLMConfig()),
 }
 """base has heard 960 hours of LibriSpeech, the others 94,000 hours."""
 
