@@ -11,7 +11,7 @@ from speechssl.encoder import linear
 from speechssl.encoder.linear import Linear
 
 needs_onednn = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available(),
+    torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available() or not linear.PACKS,
     reason="this processor has no AVX-512",
 )
 
@@ -55,6 +55,15 @@ def test_copies_have_weights_of_their_own():
     other.weight.zero_()
     torch.testing.assert_close(layer(x), before, rtol=0, atol=0)
     torch.testing.assert_close(other(x), other.bias.expand(70, 8), rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_it_works_where_torch_can_not_pack(monkeypatch):
+    monkeypatch.setattr(linear, "PACKS", False)
+    layer, x = Linear(8, 8), torch.randn(70, 8)
+    start = Linear.packed_bytes
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias), rtol=0, atol=1e-5)
+    assert Linear.packed_bytes == start
 
 
 @needs_onednn

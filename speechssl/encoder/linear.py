@@ -11,6 +11,8 @@ LEAST_ROWS = 64
 """With fewer, bringing the weights into oneDNN's order costs more than its faster product gains."""
 SPLIT = 2
 """Into how many steps of a convolution a row is cut: with one, oneDNN takes another, slower kernel."""
+PACKS = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+"""Whether this torch has what its compiler calls for packed weights; it is no public interface."""
 MOST_PACKED = 2 << 30
 """Bytes of weights that are kept in oneDNN's order, besides the weights themselves, over all models."""
 
@@ -67,7 +69,7 @@ class Linear(nn.Linear):
 
 def _take_room(owner: Linear, size: int) -> bool:
     """Counts `size` bytes as packed for as long as `owner` lives; False where there is no room for them."""
-    if Linear.packed_bytes + size > MOST_PACKED:
+    if not PACKS or Linear.packed_bytes + size > MOST_PACKED:
         return False
     Linear.packed_bytes += size
     weakref.finalize(owner, _give_back, size)
