@@ -24,6 +24,8 @@ class ContextualConfig:
     """Frames of 10 ms that the log_mel frontend joins into one."""
     normalize: bool = False
     """Each waveform to zero mean and unit variance first."""
+    label_rate: float | None = None
+    """Hz, of the labels that it was trained to predict; None = none, or the checkpoint does not say."""
     feature_grad_mult: float = 0.1
     """Scale of the gradient that reaches the frontend."""
     feature_norm: bool = True

@@ -57,6 +57,7 @@ def config_from_fairseq(checkpoint: FairseqCheckpoint, kind: type[C], *, origin:
     relative = bool(model.get("relative_position_embedding", False))
     return kind(
         sample_rate=int(checkpoint.task.get("sample_rate") or kind.sample_rate),
+        label_rate=_label_rate(checkpoint),
         conv_channels=layers[0][0],
         conv_kernels=tuple(kernel for _, kernel, _ in layers),
         conv_strides=tuple(stride for _, _, stride in layers),
@@ -90,6 +91,14 @@ def _conv_layers(model: Mapping[str, Any], origin: str) -> list[tuple[int, int, 
     if len({channels for channels, _, _ in layers}) != 1:
         raise ConfigError(f"`conv_feature_layers` of {origin} must have one width, but is '{text}': not supported.")
     return layers
+
+
+def _label_rate(checkpoint: FairseqCheckpoint) -> float | None:
+    for settings in (checkpoint.task, checkpoint.model):  # the model's may be a reference to the task's
+        rate = settings.get("label_rate")
+        if isinstance(rate, int | float) and rate > 0:  # -1: of a sequence, not of frames
+            return float(rate)
+    return None
 
 
 def rename_weights(state: Mapping[str, Tensor], *, heads: tuple[str, ...]) -> dict[str, Tensor]:

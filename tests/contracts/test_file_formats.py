@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from speechssl.errors import SpeechsslError
+from speechssl.export import export_upstream
 from speechssl.loading import load_upstream
 from speechssl.upstream import Upstream
 
@@ -267,6 +268,28 @@ def test_transformers_folders_give_its_numbers(
     upstream = load_upstream(tmp_path)
     assert upstream.family == family
     check_numbers(upstream, model)
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "rate"),
+    [
+        ({}, {"label_rate": 50.0}, 50.0),
+        ({"label_rate": 100}, {}, 100.0),
+        ({"label_rate": "${task.label_rate}"}, {"label_rate": 25}, 25.0),
+        ({}, {"label_rate": -1}, None),
+        ({}, {}, None),
+    ],
+)
+def test_the_sampling_rate_and_the_label_rate_come_with_the_checkpoint(
+    model: dict[str, Any], task: dict[str, Any], rate: float | None, tmp_path: Path
+) -> None:
+    content = newer(settings("group") | model, fairseq_state(theirs("group")), False)
+    content["cfg"]["task"] |= {"sample_rate": 8_000, **task}
+    torch.save(content, tmp_path / "model.pt")
+    upstream = load_upstream(tmp_path / "model.pt")
+    assert (upstream.sample_rate, upstream.config.label_rate) == (8_000, rate)
+    export_upstream(tmp_path / "model.pt", tmp_path / "ours", to="speechssl")
+    assert load_upstream(tmp_path / "ours").config == upstream.config
 
 
 def contentvec(norm: str) -> tuple[PreTrainedModel, dict[str, Any]]:
