@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from speechssl.data.batching import Batch, make_generator
 from speechssl.data.corpus import open_corpus
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.loading import build_upstream, load_upstream
+from speechssl.loss.masked_prediction import PREDICTION_LIMITS
+from speechssl.objective import Labelling, Objective, PretrainInputs
 from speechssl.targets.cluster import ClusterConfig, cluster
 from speechssl.targets.kmeans import KMeansConfig, load_kmeans
 from speechssl.targets.labels import label_path, load_labels, make_label_set
@@ -136,17 +137,19 @@ def test_crops_and_their_labels_begin_together(tiny_corpus: Path) -> None:
     for dataset in (cached, direct):
         item = dataset[batch]
         for row, index in enumerate(batch.indices):
-            start = int(item.codes[0][row, 0]) * 160
+            start = int(item.inputs.codes[0][row, 0]) * 160
             assert start % 320 == 0
             starts.add(start)
             from speechssl.audio import read_audio
 
             whole = read_audio(dataset.utterances[index].path, sample_rate=16_000)
-            length = int(item.lengths[row])
-            torch.testing.assert_close(item.waveform[row, :length], whole[start : start + length], rtol=0, atol=1e-6)
+            length = int(item.inputs.lengths[row])
+            torch.testing.assert_close(
+                item.inputs.waveform[row, :length], whole[start : start + length], rtol=0, atol=1e-6
+            )
     assert len(starts) > 1
-    assert torch.equal(cached[batch].waveform, cached[batch].waveform)
-    assert not torch.equal(cached[batch].codes[0], cached[replace(batch, epoch=3)].codes[0])
+    assert torch.equal(cached[batch].inputs.waveform, cached[batch].inputs.waveform)
+    assert not torch.equal(cached[batch].inputs.codes[0], cached[replace(batch, epoch=3)].inputs.codes[0])
 
 
 def test_crops_on_a_grid_need_no_padding(tiny_corpus: Path, labels: Path) -> None:
@@ -158,8 +161,8 @@ def test_crops_on_a_grid_need_no_padding(tiny_corpus: Path, labels: Path) -> Non
     indices = (0, 3, 7, 12)
     item = dataset[Batch(0, 0, 0, indices)]
     shortest = min(dataset.durations[i] for i in indices)
-    assert item.waveform.shape == (4, round(shortest * 16_000))
-    assert item.lengths.tolist() == [round(shortest * 16_000)] * 4
+    assert item.inputs.waveform.shape == (4, round(shortest * 16_000))
+    assert item.inputs.lengths.tolist() == [round(shortest * 16_000)] * 4
 
 
 def test_worker_processes_give_the_same_batches_in_order(tiny_corpus: Path, labels: Path) -> None:
@@ -174,8 +177,8 @@ def test_worker_processes_give_the_same_batches_in_order(tiny_corpus: Path, labe
     )
     for one, two in zip(thread, workers, strict=True):
         assert one.origin == two.origin
-        assert torch.equal(one.waveform, two.waveform)
-        assert torch.equal(one.codes[0], two.codes[0])
+        assert torch.equal(one.inputs.waveform, two.inputs.waveform)
+        assert torch.equal(one.inputs.codes[0], two.inputs.codes[0])
 
 
 def test_labels_that_do_not_fit_the_audio_are_an_error(tiny_corpus: Path) -> None:
@@ -214,14 +217,14 @@ def _objective(**changes: object) -> HubertPretraining:
         torch.manual_seed(0)
         config = replace(PRESETS["hubert_tiny"], width=32, depth=2, heads=2, ffn_width=64, pos_kernel=7)
         settings = HubertPretrainConfig(final_dim=16, **changes)  # type: ignore[arg-type]  # a test's shorthand
-        return HubertPretraining(build(config), settings, num_labels=[9], label_rates=[100.0])
+        return HubertPretraining(build(config), settings, Labelling((9,), (100.0,)))
 
 
-def _batch() -> tuple[Tensor, Tensor, list[Tensor]]:
+def _batch() -> PretrainInputs:
     lengths = torch.tensor([16_000, 12_000])
     waveform = 0.1 * torch.randn(2, 16_000, generator=make_generator(0))
     waveform[1, 12_000:] = 0
-    return waveform, lengths, [torch.randint(9, (2, 100), generator=make_generator(1))]
+    return PretrainInputs(waveform, lengths, (torch.randint(9, (2, 100), generator=make_generator(1)),))
 
 
 def test_labels_at_100_hz_are_taken_at_every_second_place() -> None:
@@ -230,14 +233,15 @@ def test_labels_at_100_hz_are_taken_at_every_second_place() -> None:
     assert align_codes(codes, 1.0, 98)[0].tolist() == list(range(98))
     with pytest.raises(SpeechsslError, match="at least"):
         HubertPretraining(
-            build(replace(PRESETS["hubert_tiny"], depth=1)), HubertPretrainConfig(), num_labels=[3], label_rates=[25.0]
+            build(replace(PRESETS["hubert_tiny"], depth=1)), HubertPretrainConfig(), Labelling((3,), (25.0,))
         )
 
 
 def test_only_hidden_frames_are_scored() -> None:
     objective = _objective()
-    waveform, lengths, codes = _batch()
-    output = objective(waveform, lengths, codes, make_generator(5))
+    inputs = _batch()
+    waveform, lengths, codes = inputs.waveform, inputs.lengths, inputs.codes
+    output = objective(inputs, make_generator(5))
     from speechssl.masking.span import sample_span_mask
 
     features, frames = objective.upstream.extract_features(waveform, lengths)
@@ -252,13 +256,13 @@ def test_only_hidden_frames_are_scored() -> None:
     unhidden = objective.prediction(hidden[~mask & (torch.arange(mask.size(1)) < frames[:, None])], [
         target[~mask & (torch.arange(mask.size(1)) < frames[:, None])]
     ])  # fmt: skip
-    both = _objective(unmasked_weight=0.5)(waveform, lengths, codes, make_generator(5))
+    both = _objective(unmasked_weight=0.5)(inputs, make_generator(5))
     torch.testing.assert_close(both.loss_sum, expected.loss_sum + 0.5 * unhidden.loss_sum, rtol=1e-5, atol=1e-4)
 
 
 def test_what_is_hidden_does_not_reach_the_encoder() -> None:
     objective = _objective().eval()
-    waveform, lengths, _ = _batch()
+    waveform, lengths = _batch().waveform, _batch().lengths
     features, frames = objective.upstream.extract_features(waveform, lengths)
     mask = torch.zeros(features.shape[:2], dtype=torch.bool)
     mask[:, 10:20] = True
@@ -268,17 +272,18 @@ def test_what_is_hidden_does_not_reach_the_encoder() -> None:
 
 
 def test_the_convolutional_frontend_is_penalised_and_the_fixed_one_is_not() -> None:
-    waveform, lengths, codes = _batch()
-    assert "features_penalty" not in _objective()(waveform, lengths, codes, make_generator(5)).metrics
+    inputs = _batch()
+    waveform, lengths = inputs.waveform, inputs.lengths
+    assert "features_penalty" not in _objective()(inputs, make_generator(5)).metrics
     config = HubertConfig(conv_channels=8, width=32, depth=2, heads=2, ffn_width=64, pos_kernel=8, dropout=0.0,
                           attention_dropout=0.0, input_dropout=0.0, layerdrop=0.0)  # fmt: skip
     outputs = []
     for weight in (10.0, 0.0):
         torch.manual_seed(0)
         objective = HubertPretraining(
-            build(config), HubertPretrainConfig(features_penalty=weight), num_labels=[9], label_rates=[100.0]
+            build(config), HubertPretrainConfig(features_penalty=weight), Labelling((9,), (100.0,))
         )
-        outputs.append(objective(waveform, lengths, codes, make_generator(5)))
+        outputs.append(objective(inputs, make_generator(5)))
     features, frames = objective.upstream.extract_features(waveform, lengths)
     square = torch.cat([row[:n].flatten() for row, n in zip(features, frames.tolist(), strict=True)]).square().mean()
     difference = outputs[0].loss_sum - outputs[1].loss_sum
@@ -438,26 +443,27 @@ def test_two_processes_and_accumulation_give_the_same_weights(tiny_corpus: Path,
         assert left == pytest.approx(right, abs=1e-4)
 
 
-class _Broken(nn.Module):
+class _Broken(Objective):
     """An objective whose loss is as told from the third micro-batch on."""
 
+    uses_labels = True
+    limits = PREDICTION_LIMITS
+
     def __init__(self, loss: float, predicted: Tensor) -> None:
-        super().__init__()
+        super().__init__(load_upstream("fbank"), Labelling((12,), (100.0,)))
         self.weight = nn.Parameter(torch.ones(()))
         self.loss = loss
         self.predicted = predicted
         self.calls = 0
 
-    def forward(
-        self, waveform: Tensor, lengths: Tensor, codes: Sequence[Tensor], generator: torch.Generator
-    ) -> LossOutput:
+    def forward(self, inputs: PretrainInputs, generator: torch.Generator) -> LossOutput:
         self.calls += 1
         factor = self.loss if self.calls >= 3 else 1.0
         metrics = {"accuracy": torch.zeros(()), "prediction_usage": self.predicted}
         return LossOutput(self.weight * factor, torch.ones(()), metrics)
 
 
-def _broken_run(module: nn.Module, corpus: Path, labels: Path, folder: Path, **changes: object) -> Pretraining:
+def _broken_run(module: Objective, corpus: Path, labels: Path, folder: Path, **changes: object) -> Pretraining:
     sets = [load_labels(label_path(labels, "train"))]
     dataset = PretrainDataset(_utterances(corpus), sets, CropConfig(16_000, 50.0, 0.5, 1.0, 0), cache_gb=1.0)
     config = PretrainConfig(
@@ -476,7 +482,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tiny_corpus: Path, labels
 
 def test_collapsed_predictions_stop_with_their_step(tiny_corpus: Path, labels: Path, tmp_path: Path) -> None:
     module = _Broken(1.0, torch.tensor([9.0, 0.0]))
-    with pytest.raises(TrainingError, match=r"collapsed at step 6 \(perplexity 1\.00"):
+    with pytest.raises(TrainingError, match=r"collapsed at step 6 \(prediction perplexity 1\.00"):
         _broken_run(module, tiny_corpus, labels, tmp_path, collapse_steps=6).run()
 
 

@@ -11,8 +11,11 @@ def command(
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings such as train.steps=1000.")] = None,
     *,
     corpus: Annotated[Path, typer.Option(help="Prepared corpus.")],
-    labels: Annotated[list[Path], typer.Option(help="Folder of `speechssl cluster`; may be given several times.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Receives the upstream, checkpoints and metrics.")],
+    labels: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of `speechssl cluster`, where the objective predicts labels; may be repeated."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
     init: Annotated[
         str | None, typer.Option(help="Upstream of the same shape to start from; random weights if not given.")
@@ -33,7 +36,7 @@ def command(
     outcome = pretrain(
         preset,
         corpus=corpus,
-        labels=labels,
+        labels=labels or (),
         output=output,
         split=split,
         init=init,

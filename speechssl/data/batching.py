@@ -107,6 +107,10 @@ class BatchStream:
         self.world_size = world_size
         self._start = {"epoch": 0, "position": 0, "number": 0, "consumed": 0}
 
+    def of_all_ranks(self) -> "BatchStream":
+        """The whole run's stream from its beginning, as one process alone would see it."""
+        return BatchStream(self.durations, batch_seconds=self.batch_seconds, seed=self.seed, max_size=self.max_size)
+
     def epoch_batches(self, epoch: int) -> list[list[int]]:
         """All batches of one epoch, in order."""
         generator = make_generator(self.seed, "batches", epoch)

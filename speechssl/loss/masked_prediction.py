@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.errors import SpeechsslError
+from speechssl.metric.tallies import USAGE, usage
 from speechssl.types import LossOutput
 
-USAGE = "_usage"
-"""Metrics that end so are (K,) counts; the training loop logs the perplexity of their sum as '<...>_perplexity'."""
+PREDICTION_LIMITS = {"prediction_perplexity": 1.5}
+"""Of a healthy run: below, all frames are predicted alike; at the beginning that is normal for a while."""
 
 
 def cosine_logits(projected: Tensor, embeddings: Tensor, *, temperature: float) -> Tensor:
@@ -125,11 +126,7 @@ class MaskedPrediction(nn.Module):
                 masked_loss += (counted * entropy).sum()
                 correct += (counted * (predicted == target)).sum()
                 suffix = USAGE if number == 0 else f"_{number + 1}{USAGE}"
-                metrics["code" + suffix] = _counts(target, counted, logits.size(1))
-                metrics["prediction" + suffix] = _counts(predicted, counted, logits.size(1))
+                metrics["code" + suffix] = usage(target, logits.size(1), weight=counted)
+                metrics["prediction" + suffix] = usage(predicted, logits.size(1), weight=counted)
         metrics |= {"masked_loss": masked_loss, "accuracy": correct / sets}
         return LossOutput(loss, counted.sum(), metrics)
-
-
-def _counts(codes: Tensor, counted: Tensor, size: int) -> Tensor:
-    return torch.zeros(size, device=codes.device).index_add_(0, codes, counted)

@@ -34,8 +34,16 @@ class PretrainConfig:
     eps: float = 1e-6
     weight_decay: float = 0.01
     """Decoupled, as fairseq's adam."""
+    decay_vectors: bool = True
+    """Whether biases, gains and other vectors decay too, as in fairseq's older recipes."""
+    schedule: Literal["linear", "cosine", "tri_stage", "inverse_sqrt"] = "linear"
+    """How the rate falls after the warm-up, see `speechssl.train.optim.learning_rate`."""
     warmup: float = 0.08
-    """Share of the steps; then the rate falls linearly to 0."""
+    """Share of the steps in which the rate rises linearly to `learning_rate`."""
+    hold: float = 0.0
+    """Share of the steps in which it then stays there (tri_stage)."""
+    final_scale: float = 0.05
+    """The last rate over the highest (tri_stage)."""
     clip_norm: float = 10.0
     """Of the gradient of the mean loss per scored frame."""
     precision: Literal["float32", "bf16"] = "bf16"
@@ -54,9 +62,8 @@ class PretrainConfig:
     """Processes that read audio where the corpus does not fit `cache_gb`."""
     cache_gb: float = 4.0
     """A corpus up to this size (16-bit samples) is kept in memory once read; 0 = never."""
-    collapse_perplexity: float = 1.5
     collapse_steps: int = 5000
-    """Predictions that stay below `collapse_perplexity` for so many steps stop the run."""
+    """What stays below one of the objective's `limits` for so many steps stops the run."""
 
     def __post_init__(self) -> None:
         positive = ("steps", "batch_seconds", "batches_per_step", "log_every", "save_every", "keep", "max_seconds")
@@ -69,6 +76,8 @@ class PretrainConfig:
             )
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"`warmup` is a share of the steps and must be >= 0 and < 1, but is {self.warmup}.")
+        if not 0 <= self.hold <= 1 - self.warmup:
+            raise ConfigError(f"`hold` and `warmup` are shares of the steps, but {self.hold} + {self.warmup} > 1.")
 
 
 RUN_KEYS = frozenset(
@@ -80,7 +89,6 @@ RUN_KEYS = frozenset(
         "keep",
         "num_workers",
         "cache_gb",
-        "collapse_perplexity",
         "collapse_steps",
         "threads",
     }

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from speechssl.audio import read_audio
 from speechssl.data.batching import Batch, make_generator
 from speechssl.errors import SpeechsslError
+from speechssl.objective import PretrainInputs
 from speechssl.targets.labels import LabelSet
 from speechssl.types import Utterance
 
@@ -35,12 +36,9 @@ class TrainBatch:
     """One micro-batch."""
 
     origin: Batch
-    waveform: Tensor
-    """(B, S) float32, 0 beyond `lengths`."""
-    lengths: Tensor
-    """Valid samples, (B,) int64."""
-    codes: list[Tensor]
-    """One per label set: (B, T) int64 at its own rate from the first sample on; the last code is held."""
+    inputs: PretrainInputs
+    audio_seconds: float
+    """Of the utterances, without padding."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class PretrainDataset(Dataset[TrainBatch]):
         """
         Args:
             utterances: with durations; those without labels or below `crop.min_seconds` are left out and counted.
-            label_sets: at least one; their rates may differ.
+            label_sets: their rates may differ; empty for an objective that makes its own targets.
 
         Raises:
             SpeechsslError: labels that don't fit the audio, or nothing left.
@@ -98,7 +96,8 @@ class PretrainDataset(Dataset[TrainBatch]):
         for target, (row, _) in zip(waveform, rows, strict=True):
             target[: len(row)] = row
         codes = [_hold_last([c[number] for _, c in rows]) for number in range(len(self.codes))]
-        return TrainBatch(batch, waveform, lengths, codes)
+        seconds = float(lengths.sum()) / self.crop.sample_rate
+        return TrainBatch(batch, PretrainInputs(waveform, lengths, tuple(codes)), seconds)
 
     def _row(self, index: int, epoch: int, limit: float) -> tuple[Tensor, list[Tensor]]:
         """The waveform (S,) float32 of at most `limit` seconds, and its codes, one tensor per label set."""

@@ -10,9 +10,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from speechssl.config import first_difference
 from speechssl.data.batching import BatchStream, derive_seed
 from speechssl.errors import ConfigError, SpeechsslError
+from speechssl.objective import Objective, PretrainInputs
 from speechssl.progress import progress
 from speechssl.train.checkpoint import Checkpoint, last_checkpoint, pack, save_checkpoint, unpack
 from speechssl.train.config import RUN_KEYS, PretrainConfig
@@ -48,48 +50,54 @@ class TrainingError(SpeechsslError):
     """The optimisation broke down; the message says at which step and why."""
 
 
-class _Objective(nn.Module):
+class _Fabricated(nn.Module):
     """Gives Fabric plain tensors to convert: it does not take frozen dataclasses."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, objective: Objective) -> None:
         super().__init__()
-        self.module = module
+        self.objective = objective
 
-    def forward(
-        self, waveform: Tensor, lengths: Tensor, codes: Sequence[Tensor], generator: torch.Generator
+    def forward(  # noqa: PLR0917  # the fields of PretrainInputs
+        self,
+        waveform: Tensor,
+        lengths: Tensor,
+        codes: tuple[Tensor, ...],
+        tokens: Tensor | None,
+        token_lengths: Tensor | None,
+        noise: Tensor | None,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        output = self.module(waveform, lengths, codes, generator)
+        inputs = PretrainInputs(waveform, lengths, codes, tokens, token_lengths, noise)
+        output = self.objective(inputs, generator)
         return {"loss_sum": output.loss_sum, "sample_size": output.sample_size, **output.metrics}
 
 
 class Pretraining:
-    """One run: `module(waveform, lengths, codes, generator) -> LossOutput` trained on a dataset."""
+    """One run: an objective trained on a dataset."""
 
     def __init__(
         self,
-        module: nn.Module,
+        objective: Objective,
         dataset: PretrainDataset,
         config: PretrainConfig,
         folder: Path,
         *,
         identity: Mapping[str, Any] | None = None,
-        find_unused_parameters: bool = False,
     ) -> None:
         """
         Args:
             folder: receives `checkpoints`, `log.jsonl` and `tensorboard`.
             identity: what else must be equal for a run to go on, such as the model's config and the corpus.
-            find_unused_parameters: whether steps may leave weights out, as layer drop does.
         """
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.fabric = _make_fabric(config, find_unused_parameters)
+        self.fabric = _make_fabric(config, objective.skips_blocks)
         world = self.fabric.world_size
         if config.batches_per_step % world:
             raise ConfigError(
                 f"`batches_per_step` must be a multiple of {world} processes, but is {config.batches_per_step}."
             )
-        self.module = module
+        self.objective = objective
         self.config = config
         self.folder = folder
         self.accumulate = config.batches_per_step // world
@@ -97,10 +105,10 @@ class Pretraining:
         settings = {k: v for k, v in asdict(config).items() if k not in RUN_KEYS}
         # As JSON gives it back: lists for tuples.
         self.identity: dict[str, Any] = json.loads(json.dumps({"train": settings, **(identity or {})}))
-        objective = _Objective(module)
+        module = _Fabricated(objective)
         if config.compile:
-            objective.compile(dynamic=True)  # type: ignore[no-untyped-call]  # untyped in torch
-        self.model, self.optimizer = self.fabric.setup(objective, make_optimizer(module, config))
+            module.compile(dynamic=True)  # type: ignore[no-untyped-call]  # untyped in torch
+        self.model, self.optimizer = self.fabric.setup(module, make_optimizer(objective.trained_parameters(), config))
         self.stream = BatchStream(
             dataset.durations,
             batch_seconds=config.batch_seconds,
@@ -125,6 +133,8 @@ class Pretraining:
         """
         self._resume()
         self.model.train()
+        if self.step == 0:
+            self._begin()
         batches = load_batches(self.dataset, self.stream, num_workers=self.config.num_workers)
         total = self.config.steps
         values = _last_values(self.folder) if self.step else {}
@@ -151,11 +161,20 @@ class Pretraining:
                     break
         return PretrainOutcome(self.step, self.step >= total, values)
 
+    def _begin(self) -> None:
+        """Shows the objective the run's first micro-batches, the same ones in every process."""
+        wanted = self.objective.fit_batches
+        if wanted == 0:
+            return
+        first = islice(self.stream.of_all_ranks(), wanted)
+        self.objective.begin_run(self.dataset[batch].inputs.to(self.fabric.device) for batch in first)
+
     def _update(self, batches: Iterator[TrainBatch]) -> None:
         """One step of the optimiser."""
         rate = learning_rate(self.step + 1, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.objective.begin_step(self.step)
         sums: dict[str, Tensor] = {}
         for number in range(self.accumulate):
             batch = next(batches)
@@ -165,8 +184,7 @@ class Pretraining:
                 self.fabric.backward(output["loss_sum"])
             for name, value in output.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-            seconds = torch.tensor(float(batch.lengths.sum()) / self.dataset.crop.sample_rate)
-            sums["audio_seconds"] = sums.get("audio_seconds", torch.zeros(())) + seconds
+            sums["audio_seconds"] = sums.get("audio_seconds", torch.zeros(())) + batch.audio_seconds
             self._position = self.stream.state_after(batch.origin)
         sums["audio_seconds"] = sums["audio_seconds"].to(self.fabric.device)
         sums = self._reduce(sums)
@@ -176,6 +194,8 @@ class Pretraining:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        with torch.no_grad():
+            self.objective.end_step(self.step, self._reduce)
         sums["loss"] = sums.pop("loss_sum")
         self.window.add({**sums, "grad_norm": norm * sums["sample_size"]})
         self._losses.append(sums["loss"] + norm)
@@ -186,14 +206,15 @@ class Pretraining:
         generator = torch.Generator(device).manual_seed(derive_seed(seed, "mask", number))
         # Dropout takes no generator of its own; `run` restores the global one at the end.
         torch.manual_seed(derive_seed(seed, "dropout", number))
-        waveform, lengths = batch.waveform.to(device, non_blocking=True), batch.lengths.to(device, non_blocking=True)
-        codes = [c.to(device, non_blocking=True) for c in batch.codes]
-        return self.model(waveform, lengths, codes, generator)  # type: ignore[no-any-return]  # Fabric's wrapper returns Any
+        given = batch.inputs.to(device)
+        return self.model(  # type: ignore[no-any-return]  # Fabric's wrapper returns Any
+            given.waveform, given.lengths, given.codes, given.tokens, given.token_lengths, given.noise, generator
+        )
 
-    def _reduce(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _reduce(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums over the processes, in one collective."""
         if self.fabric.world_size == 1:
-            return sums
+            return dict(sums)
         names = sorted(sums)
         flat = torch.cat([sums[n].float().reshape(-1) for n in names])
         flat = self.fabric.all_reduce(flat, reduce_op="sum")
@@ -221,14 +242,15 @@ class Pretraining:
         self._losses = []
 
     def _guard(self, values: Mapping[str, float]) -> None:
-        """Stops a run whose predictions stay on one label; at the beginning that is normal for a while."""
-        low = min(v for k, v in values.items() if k.startswith("prediction") and k.endswith("_perplexity"))
-        if low >= self.config.collapse_perplexity:
+        """Stops a run that has collapsed: one of the objective's values stays below its limit."""
+        low = {k: values[k] for k, least in self.objective.limits.items() if k in values and values[k] < least}
+        if not low:
             self._healthy = self.step
         elif self.step - self._healthy >= self.config.collapse_steps:
+            name, value = next(iter(low.items()))
             raise TrainingError(
-                f"The predictions have collapsed at step {self.step} (perplexity {low:.2f}, low since step "
-                f"{self._healthy}): lower `learning_rate`, lengthen `warmup`, or look at the labels."
+                f"The model has collapsed at step {self.step} ({name.replace('_', ' ')} {value:.2f}, low since step "
+                f"{self._healthy}): lower `learning_rate`, lengthen `warmup`, or look at the data and its labels."
             )
 
     def _stops(self) -> bool:
@@ -247,7 +269,7 @@ class Pretraining:
         self._check_finite()
         if not self.fabric.is_global_zero:
             return
-        tensors = pack(self.module, self.optimizer)
+        tensors = pack(self.objective, self.optimizer)
         tensors |= {f"window.{name}": value.detach().cpu() for name, value in self.window.sums.items()}
         state = {"stream": self._position, "healthy": self._healthy, "identity": self.identity}
         save_checkpoint(self.folder / "checkpoints", Checkpoint(self.step, tensors, state), keep=self.config.keep)
@@ -257,7 +279,7 @@ class Pretraining:
         if checkpoint is None:
             return
         _check_identity(checkpoint.state["identity"], self.identity, self.folder)
-        unpack(checkpoint.tensors, self.module, self.optimizer)
+        unpack(checkpoint.tensors, self.objective, self.optimizer)
         device = self.fabric.device
         self.window.sums = {
             k.removeprefix("window."): v.to(device) for k, v in checkpoint.tensors.items() if k.startswith("window.")
@@ -316,10 +338,8 @@ def _last_values(folder: Path) -> dict[str, float]:
 def _note(values: Mapping[str, float]) -> str:
     if not values:
         return ""
-    return (
-        f"loss {values['loss']:.3f}, accuracy {100 * values['accuracy']:.1f} %, "
-        f"{values['audio_per_second']:.0f} s of audio/s"
-    )
+    accuracy = f"accuracy {100 * values['accuracy']:.1f} %, " if "accuracy" in values else ""
+    return f"loss {values['loss']:.3f}, {accuracy}{values['audio_per_second']:.0f} s of audio/s"
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Metrics of a pre-training run: summed on the device, fetched now and then, written as JSON lines and TensorBoard."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,8 +10,7 @@ import torch
 from torch import Tensor
 
 from speechssl.files import replacing
-from speechssl.loss.masked_prediction import USAGE
-from speechssl.metric.codes import perplexity
+from speechssl.metric.tallies import summarize
 
 
 class Window:
@@ -28,17 +26,9 @@ class Window:
 
     def fetch(self) -> dict[str, float]:
         """Returns means per scored frame, perplexities, and 'audio_seconds' as a sum; then begins anew."""
-        size = float(self.sums["sample_size"])
-        values: dict[str, float] = {}
-        for name, value in self.sums.items():
-            if name.endswith(USAGE):
-                values[name.removesuffix(USAGE) + "_perplexity"] = float(perplexity(value))
-            elif name == "audio_seconds":
-                values[name] = float(value)
-            elif name != "sample_size":
-                values[name] = float(value) / size if size else math.nan
-        self.sums = {}
-        return values
+        sums, self.sums = self.sums, {}
+        seconds = float(sums.pop("audio_seconds"))
+        return {**summarize(sums), "audio_seconds": seconds}
 
 
 class MetricLog:

@@ -1,15 +1,24 @@
 """Optimiser, learning rate and gradient scaling of pre-training."""
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from speechssl.train.config import PretrainConfig
 
 
-def make_optimizer(module: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
-    """Adam with decoupled weight decay on all weights, as fairseq's `adam`; one fused kernel per step."""
+def make_optimizer(parameters: Sequence[tuple[str, nn.Parameter]], config: PretrainConfig) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay, as fairseq's `adam`; one fused kernel per step."""
+    spared = [p for _, p in parameters if p.dim() < 2 and not config.decay_vectors]
+    decayed = [p for _, p in parameters if p.dim() >= 2 or config.decay_vectors]
+    groups: list[dict[str, Any]] = [{"params": decayed}]
+    if spared:
+        groups.append({"params": spared, "weight_decay": 0.0})
     return torch.optim.AdamW(
-        [p for p in module.parameters() if p.requires_grad],
+        groups,
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
@@ -19,11 +28,23 @@ def make_optimizer(module: nn.Module, config: PretrainConfig) -> torch.optim.Opt
 
 
 def learning_rate(step: int, config: PretrainConfig) -> float:
-    """The rate of update `step` (from 1 on): linear warm-up, then linear decay to 0, as fairseq's polynomial decay."""
+    """The rate of update `step` (from 1 on), after fairseq's and Noam's schedules.
+
+    It rises linearly over the warm-up; then 'linear' and 'cosine' fall to 0 at the last step, 'tri_stage' stays for
+    `hold` and falls exponentially to `final_scale`, 'inverse_sqrt' falls as 1 / sqrt(step).
+    """
     warmup = round(config.warmup * config.steps)
     if step <= warmup:
         return config.learning_rate * step / warmup
-    return config.learning_rate * (config.steps - step) / max(config.steps - warmup, 1)
+    if config.schedule == "inverse_sqrt":
+        return config.learning_rate * math.sqrt(max(warmup, 1) / step)
+    begin = warmup + (round(config.hold * config.steps) if config.schedule == "tri_stage" else 0)
+    if step <= begin:
+        return config.learning_rate
+    done = (step - begin) / max(config.steps - begin, 1)
+    if config.schedule == "tri_stage":
+        return float(config.learning_rate * config.final_scale**done)
+    return config.learning_rate * (1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
 
 
 def scale_gradients(module: nn.Module, scale: Tensor, clip_norm: float) -> Tensor:

@@ -15,6 +15,7 @@ from speechssl.data.batching import derive_seed
 from speechssl.data.corpus import Corpus, open_corpus
 from speechssl.errors import SpeechsslError, UnknownNameError
 from speechssl.loading import build_upstream, load_upstream
+from speechssl.objective import Labelling, Objective
 from speechssl.registry import family_module, find_preset
 from speechssl.targets.labels import LabelSet, label_path, load_labels
 from speechssl.train.config import PretrainConfig
@@ -38,7 +39,7 @@ def pretrain(
     preset: str,
     *,
     corpus: str | Path,
-    labels: Sequence[str | Path],
+    labels: Sequence[str | Path] = (),
     output: str | Path,
     split: str = "train",
     init: str | Path | None = None,
@@ -49,7 +50,7 @@ def pretrain(
 
     Args:
         preset: public name, such as 'hubert_tiny'.
-        labels: folders of `speechssl cluster`, one per label set.
+        labels: folders of `speechssl cluster`, one per label set; none for an objective that makes its own targets.
         output: receives the upstream (`load_upstream` reads it), `checkpoints`, `log.jsonl` and `tensorboard`.
         init: an upstream of the same shape to start from, as `load_upstream` takes it; None = random weights, as the
             paper's second iteration too. The prediction head is new in either case.
@@ -59,10 +60,7 @@ def pretrain(
         SpeechsslError: a preset without pre-training, labels of another corpus, a run with other settings, weights that
             don't fit.
     """
-    family, model_config = find_preset(preset)
-    module = _objective_module(family, preset)
-    default = RunConfig(model_config, module.PRETRAIN_PRESETS[preset])
-    config: RunConfig = load_config(default, yaml=yaml, overrides=overrides)
+    family, config = pretrain_config(preset, yaml=yaml, overrides=overrides)
     opened = open_corpus(corpus)
     sets = [load_labels(label_path(Path(folder), split)) for folder in labels]
     for folder, label_set in zip(labels, sets, strict=True):
@@ -84,14 +82,8 @@ def pretrain(
         config.train.grid_seconds,
     )
     dataset = PretrainDataset(opened.utterances(split), sets, crop, cache_gb=config.train.cache_gb)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(config.train.seed, "objective"))
-        objective = module.build_pretraining(
-            upstream,
-            config.objective,
-            num_labels=[s.num_labels for s in sets],
-            label_rates=[s.label_rate for s in sets],
-        )
+    labelling = Labelling(tuple(s.num_labels for s in sets), tuple(s.label_rate for s in sets))
+    objective = build_objective(upstream, config, labelling)
     identity = {
         "model": to_dict(config.model),
         "objective": to_dict(config.objective),
@@ -99,14 +91,7 @@ def pretrain(
         "labels": [s.fingerprint() for s in sets],
         "init": started,
     }
-    run = Pretraining(
-        objective,
-        dataset,
-        config.train,
-        Path(output),
-        identity=identity,
-        find_unused_parameters=getattr(objective, "skips_blocks", False),
-    )
+    run = Pretraining(objective, dataset, config.train, Path(output), identity=identity)
     outcome = run.run()
     if outcome.finished and run.fabric.is_global_zero:
         upstream.weights = f"pre-trained on {opened.name} {opened.fingerprint[:12]} ({split}), {outcome.step} steps"
@@ -114,6 +99,26 @@ def pretrain(
             upstream.weights += f", from {source.weights}"
         save_upstream(upstream, output)
     return outcome
+
+
+def pretrain_config(
+    preset: str, *, yaml: str | Path | None = None, overrides: Sequence[str] = ()
+) -> tuple[str, RunConfig]:
+    """The family of a preset and the settings of its pre-training: the paper's, and then the changes."""
+    family, model_config = find_preset(preset)
+    module = _objective_module(family, preset)
+    train = getattr(module, "TRAIN_PRESETS", {}).get(preset, PretrainConfig())
+    default = RunConfig(model_config, module.PRETRAIN_PRESETS[preset], train)
+    return family, load_config(default, yaml=yaml, overrides=overrides)
+
+
+def build_objective(upstream: Upstream, config: RunConfig, labelling: Labelling) -> Objective:
+    """Makes the objective around an upstream; its new weights depend on the run's seed alone."""
+    module = family_module(upstream.family, "pretrain")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(config.train.seed, "objective"))
+        objective: Objective = module.build_pretraining(upstream, config.objective, labelling)
+    return objective
 
 
 def _objective_module(family: str, preset: str) -> ModuleType:

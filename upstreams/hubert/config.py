@@ -6,7 +6,7 @@ Papers: Hsu et al. 2021, table 1, arXiv:2106.07447; Qian et al. 2022 (ContentVec
 
 from dataclasses import dataclass, replace
 
-from speechssl.contextual.config import ContextualConfig, large
+from speechssl.contextual.config import ContextualConfig, large, tiny
 
 
 @dataclass(frozen=True)
@@ -15,19 +15,7 @@ class HubertConfig(ContextualConfig):
 
 
 PRESETS: dict[str, HubertConfig] = {
-    "hubert_tiny": HubertConfig(
-        frontend="log_mel",
-        feature_grad_mult=1.0,
-        width=256,
-        depth=6,
-        heads=4,
-        ffn_width=1024,
-        pos_kernel=31,
-        dropout=0.0,
-        attention_dropout=0.0,
-        input_dropout=0.0,
-        layerdrop=0.0,
-    ),
+    "hubert_tiny": tiny(HubertConfig()),
     "hubert_base": HubertConfig(),
     "hubert_large": large(HubertConfig()),
     "hubert_xlarge": replace(large(HubertConfig()), width=1280, depth=48, ffn_width=5120),

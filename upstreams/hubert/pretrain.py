@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from speechssl.encoder.transformer import sample_skipped_blocks
 from speechssl.errors import SpeechsslError
 from speechssl.lengths import lengths_to_padding_mask
-from speechssl.loss.masked_prediction import MaskedPrediction, features_penalty
+from speechssl.loss.masked_prediction import PREDICTION_LIMITS, MaskedPrediction, features_penalty
 from speechssl.masking.span import sample_span_mask
+from speechssl.objective import Labelling, Objective, PretrainInputs
 from speechssl.types import LossOutput
 from speechssl.upstream import normalize_waveform
 from upstreams.hubert.model import HubertUpstream
@@ -54,51 +55,38 @@ PRETRAIN_PRESETS: dict[str, HubertPretrainConfig] = {
 }
 
 
-class HubertPretraining(nn.Module):
+class HubertPretraining(Objective):
     """A HuBERT upstream with its prediction head."""
 
-    def __init__(
-        self,
-        upstream: HubertUpstream,
-        config: HubertPretrainConfig,
-        *,
-        num_labels: Sequence[int],
-        label_rates: Sequence[float],
-    ) -> None:
+    uses_labels = True
+    limits = PREDICTION_LIMITS
+    upstream: HubertUpstream
+
+    def __init__(self, upstream: HubertUpstream, config: HubertPretrainConfig, labelling: Labelling) -> None:
         """
         Args:
-            num_labels: K of each label set.
-            label_rates: of each label set, Hz; at least the upstream's frame rate.
+            labelling: rates are at least the upstream's frame rate.
         """
-        super().__init__()
-        if any(rate < upstream.frame_rate for rate in label_rates):
+        super().__init__(upstream, labelling)
+        if any(rate < upstream.frame_rate for rate in labelling.label_rates):
             raise SpeechsslError(
-                f"Labels need at least {upstream.frame_rate} Hz, but their rates are {list(label_rates)}."
+                f"Labels need at least {upstream.frame_rate} Hz, but their rates are {list(labelling.label_rates)}."
             )
-        self.upstream = upstream
         self.config = config
-        self.ratios = [rate / upstream.frame_rate for rate in label_rates]
+        self.ratios = [rate / upstream.frame_rate for rate in labelling.label_rates]
         self.skips_blocks = upstream.config.layerdrop > 0
         self.prediction = MaskedPrediction(
             upstream.hidden_sizes[-1],
-            num_labels=num_labels,
+            num_labels=labelling.num_labels,
             final_dim=config.final_dim,
             temperature=config.logit_temperature,
             untie_final_proj=config.untie_final_proj,
             label_init=config.label_init,
         )
 
-    def forward(
-        self, waveform: Tensor, lengths: Tensor, codes: Sequence[Tensor], generator: torch.Generator
-    ) -> LossOutput:
-        """The loss of a micro-batch.
-
-        Args:
-            waveform: (B, S), 0 beyond `lengths`.
-            lengths: valid samples, (B,) int64.
-            codes: of each label set, (B, T_label) int64 at its own rate.
-            generator: draws the mask and the blocks to skip; on the device of `lengths`, or on the CPU.
-        """
+    def forward(self, inputs: PretrainInputs, generator: torch.Generator) -> LossOutput:
+        """See `Objective.forward`; the generator draws the mask and the blocks to skip."""
+        waveform, lengths = inputs.waveform, inputs.lengths
         if self.upstream.normalize:
             waveform = normalize_waveform(waveform, lengths)
         features, frames = self.upstream.extract_features(waveform, lengths)
@@ -117,7 +105,7 @@ class HubertPretraining(nn.Module):
         hidden = self.upstream.encode(features, frames, layers=frozenset({depth}), mask=mask, skipped_blocks=skipped)[
             depth
         ]
-        aligned = [align_codes(c, ratio, features.size(1)) for c, ratio in zip(codes, self.ratios, strict=True)]
+        aligned = [align_codes(c, ratio, features.size(1)) for c, ratio in zip(inputs.codes, self.ratios, strict=True)]
         if config.unmasked_weight > 0:
             inside = ~lengths_to_padding_mask(frames, features.size(1))
             output = self.prediction(
@@ -162,7 +150,7 @@ def align_codes(codes: Tensor, ratio: float, frames: int) -> Tensor:
 
 
 def build_pretraining(
-    upstream: HubertUpstream, config: HubertPretrainConfig, *, num_labels: Sequence[int], label_rates: Sequence[float]
+    upstream: HubertUpstream, config: HubertPretrainConfig, labelling: Labelling
 ) -> HubertPretraining:
     """Makes the objective around an upstream."""
-    return HubertPretraining(upstream, config, num_labels=num_labels, label_rates=label_rates)
+    return HubertPretraining(upstream, config, labelling)
