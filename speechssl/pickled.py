@@ -21,7 +21,7 @@ import torch
 from speechssl.errors import SpeechsslError
 
 CONFIG_CLASSES = re.compile(
-    r"argparse\.Namespace|omegaconf\..+|(fairseq|examples|s3prl|espnet|pytorch_lightning)\..+|pathlib\.(Pure)?(Posix|Windows)?Path"
+    r"argparse\.Namespace|omegaconf\..+|optimizers\.\w+|(fairseq|examples|s3prl|espnet|pytorch_lightning)\..+|pathlib\.(Pure)?(Posix|Windows)?Path"
     r"|typing\.\w+|enum\.\w+|builtins\.(bool|bytes|dict|float|frozenset|int|list|object|set|str|tuple)"
     r"|collections\.defaultdict|numpy\.(core|_core)\.multiarray\.scalar|numpy\.dtype"
 )

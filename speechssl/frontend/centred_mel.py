@@ -47,14 +47,20 @@ class CentredMel(nn.Module):
         frames = torch.div(lengths, self.hop, rounding_mode="floor") + 1
         return torch.where(lengths > self.options.window // 2, frames, 0)
 
-    def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        """(B, S) -> energies (B, T, M), float32; frames beyond `output_lengths(lengths)` hold arbitrary numbers."""
+    def power(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """(B, S) -> power spectrum (B, T, window / 2 + 1), float32; frames beyond the valid ones are arbitrary."""
         with torch.autocast(waveform.device.type, enabled=False):
             ends = reflect_ends(waveform.float(), lengths, self.options.window // 2)
             frames = ends.unfold(1, self.options.window, self.hop)  # (B, T, window)
             window = torch.hann_window(self.options.window, device=waveform.device)
-            spectrum = torch.fft.rfft(frames * window)  # (B, T, window / 2 + 1)
-            power = spectrum.real.square() + spectrum.imag.square()
+            spectrum = torch.fft.rfft(frames * window)
+            power: Tensor = spectrum.real.square() + spectrum.imag.square()
+            return power
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """(B, S) -> energies (B, T, M), float32; frames beyond `output_lengths(lengths)` hold arbitrary numbers."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            power = self.power(waveform, lengths)
             # Products of many rows round otherwise than those of few; that must not show after the logarithm.
             energy: Tensor = power.double() @ _filters(self.options).to(waveform.device)
             return energy.float()

@@ -36,7 +36,7 @@ class LogMelConfig:
     """Samples from one frame to the next."""
     low_freq: float = 20.0
     """Hz; the upper edge is half of the sample rate."""
-    window_type: Literal["povey", "hanning"] = "povey"
+    window_type: Literal["povey", "hanning", "hamming"] = "povey"
     """Kaldi's name; 'povey' is the Hann window to the power of 0.85."""
     double: bool = False
     """Computes in float64 up to the logarithm, tables too: float32 is off by 1e-4 in weak bands of steep spectra."""
@@ -67,7 +67,8 @@ class _Spectrum(_FloatTables):
         super().__init__()
         self.options = config
         self.fft_size = 1 << (config.window - 1).bit_length()
-        window = torch.hann_window(config.window, periodic=False, dtype=config.dtype)
+        shape = torch.hamming_window if config.window_type == "hamming" else torch.hann_window
+        window = shape(config.window, periodic=False, dtype=config.dtype)
         self.register_buffer("window", window.pow(0.85) if config.window_type == "povey" else window, persistent=False)
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
