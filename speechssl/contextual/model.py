@@ -105,12 +105,32 @@ class ContextualUpstream(Upstream):
         Returns:
             layer -> (B, T, D).
         """
-        x = self.input_dropout(self.projection(self.feature_norm(features)))  # (B, T, D)
+        padding_mask = self.padding_mask(frames, features.size(1))
+        return self.encode_projected(
+            self.project(features), padding_mask, layers=layers, mask=mask, skipped_blocks=skipped_blocks
+        )
+
+    def project(self, features: Tensor) -> Tensor:
+        """Normalises and projects: (B, T, C) -> (B, T, D), before dropout."""
+        return self.projection(self.feature_norm(features))  # type: ignore[no-any-return]  # nn.Module returns Any
+
+    def padding_mask(self, frames: Tensor, size: int) -> Tensor | None:
+        """(B, size) bool, for valid frames (B,) int64; None where no frame is padding, which is the fast path."""
+        return lengths_to_padding_mask(frames, size) if int(frames.min()) < size else None
+
+    def encode_projected(
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None,
+        *,
+        layers: frozenset[int],
+        mask: Tensor | None = None,
+        skipped_blocks: frozenset[int] = frozenset(),
+    ) -> dict[int, Tensor]:
+        """Drops out, hides the masked frames and encodes what `project` made, (B, T, D); see `encode`."""
+        x = self.input_dropout(x)
         if mask is not None:
             x = x.masked_fill(mask[:, :, None], 0.0) + mask[:, :, None] * self.mask_embedding.to(x.dtype)
-        padding_mask = None
-        if int(frames.min()) < features.size(1):
-            padding_mask = lengths_to_padding_mask(frames, features.size(1))  # (B, T)
         return self.encoder(x, padding_mask, layers=layers, skipped_blocks=skipped_blocks)  # type: ignore[no-any-return]
 
     def compute(self, waveform: Tensor, lengths: Tensor, layers: frozenset[int]) -> dict[int, Tensor]:

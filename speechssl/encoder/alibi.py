@@ -33,9 +33,29 @@ class LinearBias(nn.Module):
         size = -(-frames // ALIGNMENT) * ALIGNMENT
         distances = (frames - 1 - torch.arange(frames + size - 1, device=self.slopes.device)).abs()
         # In float32, since half-precision numbers can't count far.
-        steepness = self.slopes.float() * self.scale.float().clamp(min=0.0)
-        line = (-steepness[:, None] * distances.float()).to(self.scale.dtype)  # (H, T+size-1)
+        line = (-self._steepness()[:, None] * distances.float()).to(self.scale.dtype)  # (H, T+size-1)
         return line.unfold(1, size, 1)  # (H, T, size)
+
+    def between(self, frames: Tensor, present: Tensor | None) -> Tensor:
+        """The bias where frames were left out, by the distances that the others had.
+
+        Args:
+            frames: (B, V) int64, the place of each frame that is there.
+            present: (B, V) bool, False = fills the row up; None = all are.
+
+        Returns:
+            (B, H, V, V) float32, to be added to the scaled products of query and key; -inf for keys that fill up.
+        """
+        B, V = frames.shape
+        distances = (frames[:, :, None] - frames[:, None, :]).abs().float()  # (B, V, V)
+        with torch.autocast(frames.device.type, enabled=False):
+            # As a product of matrices, so that the gradient of the scales is one too.
+            bias = torch.matmul(-self._steepness()[:, None], distances.view(B, 1, V * V)).view(B, -1, V, V)
+        return bias if present is None else bias.masked_fill(~present[:, None, None, :], -torch.inf)
+
+    def _steepness(self) -> Tensor:
+        """(H,) float32."""
+        return self.slopes.float() * self.scale.float().clamp(min=0.0)
 
 
 def linear_slopes(heads: int) -> list[float]:

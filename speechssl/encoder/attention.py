@@ -50,6 +50,7 @@ class SelfAttention(nn.Module):
         Args:
             x: (B, T, D).
             attended: (B, 1, 1, T) bool, True = a frame that may be attended to; None = all, which is the fast path.
+                Or (B, H, T, T) float, added to the scaled products.
             positions: relative position bias, (H, T, T or more), see `RelativePositionBias`; None = there is none.
 
         Returns:
@@ -75,15 +76,31 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attended: Tensor | None, *
         query: (B, H, T, D/H).
         key: (B, H, T, D/H).
         value: (B, H, T, D/H).
-        attended: (B, 1, 1, T) bool, True = may be attended to; None = all.
+        attended: (B, 1, 1, T) bool, True = may be attended to; or (B, H, T, T) float, a bias; None = all.
         dropout: probability of dropping a weight.
 
     Returns:
         (B, H, T, D/H).
     """
+    if attended is not None and attended.is_floating_point() and query.device.type == "cpu":
+        return attend_biased(query, key, value, attended.to(query.dtype), dropout=dropout)
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return attend_in_chunks(query, key, value, attended, dropout=dropout)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=attended, dropout_p=dropout)
+
+
+def attend_biased(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, *, dropout: float = 0.0) -> Tensor:
+    """`attend` with any bias, as plain products: on a CPU torch's fused kernel takes a few times as long to train.
+
+    Args:
+        bias: (B, H, T, T), added to the scaled products.
+    """
+    B, H, T, width = query.shape
+    q, k, v = query.reshape(B * H, T, width), key.reshape(B * H, T, width), value.reshape(B * H, T, width)
+    weights = torch.baddbmm(bias.reshape(B * H, T, T), q, k.transpose(1, 2), alpha=width**-0.5).softmax(dim=2)
+    if dropout > 0.0:
+        weights = F.dropout(weights, dropout)
+    return torch.bmm(weights.to(v.dtype), v).view(B, H, T, width)
 
 
 def attend_gated(

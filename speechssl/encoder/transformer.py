@@ -5,8 +5,9 @@ transformers numbers them; with `pre_norm` the last one, and only it, has been t
 B batch, T frames, D width, L blocks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from speechssl.encoder.attention import SelfAttention
 from speechssl.encoder.linear import Linear
 from speechssl.encoder.positional import ConvPositionalEmbedding, StackedConvPositionalEmbedding
 from speechssl.encoder.relative_bias import RelativePositionBias
+from speechssl.encoder.subset import FrameSubset
+from speechssl.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -74,19 +77,27 @@ class TransformerBlock(nn.Module):
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+        """(B, T, D) -> (B, T, D), before dropout."""
         hidden = self.activation_dropout(F.gelu(self.fc1(x)))  # (B, T, ffn_width)
-        return self.dropout(self.fc2(hidden))  # type: ignore[no-any-return]  # nn.Module returns Any
+        return self.fc2(hidden)  # type: ignore[no-any-return]  # nn.Module returns Any
 
     def forward(self, x: Tensor, attended: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); `attended` and `positions` are those of `SelfAttention`."""
+        return self.forward_with_result(x, attended, positions)[0]
+
+    def forward_with_result(
+        self, x: Tensor, attended: Tensor | None, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, and what the feed-forward made, before dropout and residual: data2vec's target."""
         if self.pre_norm:
             x = x + self.dropout(self.attention(self.attention_norm(x), attended, positions))
-            x = x + self.feed_forward(self.ffn_norm(x))
+            result = self.feed_forward(self.ffn_norm(x))
+            x = x + self.dropout(result)
         else:
             x = self.attention_norm(x + self.dropout(self.attention(x, attended, positions)))
-            x = self.ffn_norm(x + self.feed_forward(x))
-        return x if self.adapter is None else self.adapter(x)
+            result = self.feed_forward(x)
+            x = self.ffn_norm(x + self.dropout(result))
+        return x if self.adapter is None else self.adapter(x), result
 
 
 class Adapter(nn.Module):
@@ -131,6 +142,7 @@ class TransformerEncoder(nn.Module):
         *,
         layers: Iterable[int],
         skipped_blocks: frozenset[int] = frozenset(),
+        kept: FrameSubset | None = None,
     ) -> dict[int, Tensor]:
         """Encodes, and stops at the deepest layer asked for.
 
@@ -139,20 +151,13 @@ class TransformerEncoder(nn.Module):
             padding_mask: (B, T) bool; None = no frame is padding.
             layers: wanted hidden states, within 0..L.
             skipped_blocks: blocks to pass by, counted from 0, for layer drop; see `sample_skipped_blocks`.
+            kept: what goes on after the positions, of V frames per row; None = all.
 
         Returns:
-            layer -> (B, T, D); frames of padding hold arbitrary finite numbers.
+            layer -> (B, T, D), or (B, V, D); frames of padding hold arbitrary finite numbers.
         """
         wanted = frozenset(layers)
-        attended = None
-        if padding_mask is not None:
-            x = x.masked_fill(padding_mask[:, :, None], 0.0)
-            attended = ~padding_mask[:, None, None, :]  # (B, 1, 1, T)
-        x = x + self.position(x, padding_mask)
-        x = self.dropout(x if self.pre_norm else self.norm(x))
-        positions = None if self.relative_bias is None else self.relative_bias(x.size(1))  # for all blocks alike
-        if positions is not None and x.device.type != "cpu":
-            positions = positions.contiguous()  # once, since fused attention needs a mask that is no view
+        x, attended, positions = self._enter(x, padding_mask, kept)
         states = {0: x} if 0 in wanted else {}
         for index, block in enumerate(self.blocks):
             if index >= max(wanted, default=0):
@@ -163,6 +168,59 @@ class TransformerEncoder(nn.Module):
                 last = index + 1 == len(self.blocks)
                 states[index + 1] = self.norm(x) if last and self.pre_norm else x
         return states
+
+    def feed_forward_results(
+        self, x: Tensor, padding_mask: Tensor | None, *, blocks: frozenset[int]
+    ) -> Iterator[Tensor]:
+        """What the feed-forward of each of some blocks makes, before dropout and residual; no norm follows.
+
+        Args:
+            x: (B, T, D).
+            padding_mask: (B, T) bool; None = no frame is padding.
+            blocks: counted from 0.
+
+        Yields:
+            (B, T, D) of each, from the first to the last, so that they need not be there all at once.
+        """
+        x, attended, positions = self._enter(x, padding_mask, None)
+        for index, block in enumerate(self.blocks):
+            if index > max(blocks):
+                break
+            x, result = cast(TransformerBlock, block).forward_with_result(x, attended, positions)
+            if index in blocks:
+                yield result
+
+    def _enter(
+        self, x: Tensor, padding_mask: Tensor | None, kept: FrameSubset | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What enters the first block, and the `attended` and `positions` of all of them."""
+        attended = None
+        if padding_mask is not None:
+            x = x.masked_fill(padding_mask[:, :, None], 0.0)
+            attended = ~padding_mask[:, None, None, :]  # (B, 1, 1, T)
+        x = x + self.position(x, padding_mask)
+        if kept is not None:
+            x = kept.take(x)  # (B, V, D)
+            attended = None if kept.present is None else kept.present[:, None, None, :]
+        x = self.dropout(x if self.pre_norm else self.norm(x))
+        if self.relative_bias is None:
+            return x, attended, None
+        if kept is not None:
+            return x, self._bias_between(kept, x), None
+        positions = self.relative_bias(x.size(1))  # for all blocks alike
+        if x.device.type != "cpu":
+            positions = positions.contiguous()  # once, since fused attention needs a mask that is no view
+        return x, attended, positions
+
+    def _bias_between(self, kept: FrameSubset, x: Tensor) -> Tensor:
+        if not isinstance(self.relative_bias, LinearBias):
+            raise ConfigError(
+                "Frames can't be left out with a relative position bias in buckets: set `relative_buckets` to 0."
+            )
+        bias = self.relative_bias.between(kept.frames, kept.present)
+        # Once for all blocks, in the type of their products.
+        kind = x.device.type
+        return bias.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
 
     def _run(self, block: nn.Module, x: Tensor, attended: Tensor | None, positions: Tensor | None) -> Tensor:
         if self.checkpoint_activations and torch.is_grad_enabled():
@@ -194,6 +252,14 @@ def sample_skipped_blocks(depth: int, prob: float, *, generator: torch.Generator
     """
     draws = torch.rand(depth, generator=generator)
     return frozenset(int(i) for i in torch.nonzero(draws < prob).flatten())
+
+
+def draw_skipped_blocks(depth: int, prob: float, *, generator: torch.Generator) -> frozenset[int]:
+    """`sample_skipped_blocks` with a generator that may be a GPU's."""
+    if prob == 0.0:
+        return frozenset()
+    seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    return sample_skipped_blocks(depth, prob, generator=torch.Generator().manual_seed(seed))
 
 
 def _init_bert(module: nn.Module) -> None:
