@@ -76,6 +76,12 @@ class ConvContextUpstream(Upstream):
         heard = self.feature_dropout(self.represent(features, frames))
         return self.encoder(heard, frames, layers=layers)  # type: ignore[no-any-return]  # nn.Module returns Any
 
+    def contextualize(self, heard: Tensor, frames: Tensor) -> Tensor:
+        """The last hidden state of what the context network hears: (B, C, T) -> (B, T, D); `frames` are valid."""
+        last = len(self.hidden_sizes) - 1
+        state: Tensor = self.encoder(self.feature_dropout(heard), frames, layers={last})[last]
+        return state
+
     def fingerprint_config(self) -> str:
         """The whole config: its training-only fields don't change features, but neither do they change often."""
         return repr(self.config)
