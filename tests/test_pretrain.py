@@ -25,6 +25,7 @@ from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.loading import build_upstream, load_upstream
 from speechssl.loss.masked_prediction import PREDICTION_LIMITS
 from speechssl.objective import Labelling, Objective, PretrainInputs
+from speechssl.targets.alignment import align_codes
 from speechssl.targets.cluster import ClusterConfig, cluster
 from speechssl.targets.kmeans import KMeansConfig, load_kmeans
 from speechssl.targets.labels import label_path, load_labels, make_label_set
@@ -38,7 +39,7 @@ from speechssl.train.run import pretrain
 from speechssl.types import LossOutput, Utterance
 from upstreams.hubert.config import PRESETS, HubertConfig
 from upstreams.hubert.model import build
-from upstreams.hubert.pretrain import HubertPretrainConfig, HubertPretraining, align_codes
+from upstreams.hubert.pretrain import HubertPretrainConfig, HubertPretraining
 
 SMALL = ("model.width=32", "model.depth=2", "model.heads=2", "model.ffn_width=64", "model.pos_kernel=7")
 FAST = (

@@ -1,11 +1,12 @@
-"""Masked prediction of cluster labels by cosine similarity to learned label embeddings.
+"""Masked prediction of cluster labels: by cosine similarity to learned label embeddings, or by a plain linear layer.
 
 B batch, T frames, N scored frames, D width, E prediction width, K labels, C channels of the front-end.
 Reference: fairseq `models/hubert/hubert.py` and `criterions/hubert_criterion.py`. There the logits are those of the
 true label followed by all labels with its duplicate masked: the same numbers as a plain softmax over all labels.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -52,38 +53,20 @@ def features_penalty(features: Tensor, frames: Tensor) -> Tensor:
     return torch.where(inside, square, 0.0).sum() / frames.sum()
 
 
-class MaskedPrediction(nn.Module):
-    """Projects hidden states and scores them against label embeddings, one set per kind of labels."""
+class LabelPrediction(nn.Module, ABC):
+    """Scores hidden states against the labels of one or more sets."""
 
-    def __init__(
-        self,
-        size: int,
-        *,
-        num_labels: Sequence[int],
-        final_dim: int,
-        temperature: float,
-        untie_final_proj: bool,
-        label_init: Literal["uniform", "unit"] = "uniform",
-    ) -> None:
+    def __init__(self, num_labels: Sequence[int]) -> None:
         """
         Args:
-            size: D of the hidden states.
             num_labels: K of each label set.
-            final_dim: E.
-            untie_final_proj: whether each label set has its own projection.
-            label_init: 'uniform': U[0, 1), as fairseq: embeddings that begin alike; 'unit': normal, of length about 1,
-                which point apart and turn faster under Adam: for short runs.
         """
         super().__init__()
-        self.temperature = temperature
-        self.untie_final_proj = untie_final_proj
-        self.final_proj = nn.Linear(size, final_dim * (len(num_labels) if untie_final_proj else 1))
-        self.label_embeddings = nn.ParameterList(nn.Parameter(torch.empty(k, final_dim)) for k in num_labels)
-        for embeddings in self.label_embeddings:
-            if label_init == "uniform":
-                nn.init.uniform_(embeddings)
-            else:
-                nn.init.normal_(embeddings, std=final_dim**-0.5)
+        self.num_labels = tuple(num_labels)
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Iterable[Tensor]:
+        """(N, D) -> (N, K) float32 for each label set."""
 
     def forward(
         self,
@@ -107,18 +90,15 @@ class MaskedPrediction(nn.Module):
             sets), and for each label set the (K,) counts 'code_usage' and 'prediction_usage' (suffixed with its number
             from the second on).
         """
-        sets = len(self.label_embeddings)
+        sets = len(self.num_labels)
         if len(codes) != sets:
             raise SpeechsslError(f"This model predicts {sets} label sets, but was given {len(codes)}.")
-        projected = self.final_proj(hidden)
-        parts = projected.chunk(sets, dim=-1) if self.untie_final_proj else [projected] * sets
         counted = torch.ones(hidden.size(0), device=hidden.device) if masked is None else masked.float()  # (N,)
         weight = counted + unmasked_weight * (1.0 - counted)
-        loss = projected.new_zeros((), dtype=torch.float32)
+        loss = torch.zeros((), device=hidden.device)
         masked_loss, correct = torch.zeros_like(loss), torch.zeros_like(loss)
         metrics: dict[str, Tensor] = {}
-        for number, (part, target, embeddings) in enumerate(zip(parts, codes, self.label_embeddings, strict=True)):
-            logits = cosine_logits(part, embeddings, temperature=self.temperature)  # (N, K)
+        for number, (logits, target) in enumerate(zip(self.logits(hidden), codes, strict=True)):
             entropy = F.cross_entropy(logits, target, reduction="none")  # (N,)
             loss = loss + (weight * entropy).sum()
             with torch.no_grad():
@@ -130,3 +110,68 @@ class MaskedPrediction(nn.Module):
                 metrics["prediction" + suffix] = usage(predicted, logits.size(1), weight=counted)
         metrics |= {"masked_loss": masked_loss, "accuracy": correct / sets}
         return LossOutput(loss, counted.sum(), metrics)
+
+
+class MaskedPrediction(LabelPrediction):
+    """Projects hidden states and compares them with label embeddings, one set per kind of labels."""
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        num_labels: Sequence[int],
+        final_dim: int,
+        temperature: float,
+        untie_final_proj: bool,
+        label_init: Literal["uniform", "unit"] = "uniform",
+    ) -> None:
+        """
+        Args:
+            size: D of the hidden states.
+            num_labels: K of each label set.
+            final_dim: E.
+            untie_final_proj: whether each label set has its own projection.
+            label_init: 'uniform': U[0, 1), as fairseq: embeddings that begin alike; 'unit': normal, of length about 1,
+                which point apart and turn faster under Adam: for short runs.
+        """
+        super().__init__(num_labels)
+        self.temperature = temperature
+        self.untie_final_proj = untie_final_proj
+        self.final_proj = nn.Linear(size, final_dim * (len(num_labels) if untie_final_proj else 1))
+        self.label_embeddings = nn.ParameterList(nn.Parameter(torch.empty(k, final_dim)) for k in num_labels)
+        for embeddings in self.label_embeddings:
+            if label_init == "uniform":
+                nn.init.uniform_(embeddings)
+            else:
+                nn.init.normal_(embeddings, std=final_dim**-0.5)
+
+    def logits(self, hidden: Tensor) -> Iterable[Tensor]:
+        """See `LabelPrediction.logits`."""
+        sets = len(self.num_labels)
+        projected = self.final_proj(hidden)
+        parts = projected.chunk(sets, dim=-1) if self.untie_final_proj else [projected] * sets
+        for part, embeddings in zip(parts, self.label_embeddings, strict=True):
+            yield cosine_logits(part, embeddings, temperature=self.temperature)
+
+
+class LinearPrediction(LabelPrediction):
+    """A linear layer with a row per label: one product instead of a projection, two norms and a product.
+
+    Paper: Yang et al. 2023 (Fast-HuBERT), sec. 3.3, arXiv:2309.13860.
+    """
+
+    def __init__(self, size: int, *, num_labels: Sequence[int], temperature: float) -> None:
+        """
+        Args:
+            size: D of the hidden states.
+            num_labels: K of each label set.
+            temperature: divides the logits.
+        """
+        super().__init__(num_labels)
+        self.temperature = temperature
+        self.final_proj = nn.Linear(size, sum(num_labels))
+
+    def logits(self, hidden: Tensor) -> Iterable[Tensor]:
+        """See `LabelPrediction.logits`."""
+        scores: Tensor = self.final_proj(hidden)
+        return torch.split(scores.float() / self.temperature, list(self.num_labels), dim=1)

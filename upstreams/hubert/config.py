@@ -16,7 +16,9 @@ class HubertConfig(ContextualConfig):
 
 PRESETS: dict[str, HubertConfig] = {
     "hubert_tiny": tiny(HubertConfig()),
+    "hubert_base_iter1": HubertConfig(),
     "hubert_base": HubertConfig(),
+    "hubert_base_ils": HubertConfig(),
     "hubert_large": large(HubertConfig()),
     "hubert_xlarge": replace(large(HubertConfig()), width=1280, depth=48, ffn_width=5120),
     "hubert_contentvec": HubertConfig(),
@@ -24,7 +26,9 @@ PRESETS: dict[str, HubertConfig] = {
     "hubert_mert_95m": HubertConfig(sample_rate=24_000, normalize=True, activation_dropout=0.1, layerdrop=0.1),
     "hubert_mert_330m": replace(large(HubertConfig(sample_rate=24_000)), conv_norm="group"),
 }
-"""tiny is our own; base, large and xlarge are published, and the music models of Li et al. 2024, arXiv:2306.00107."""
+"""tiny is our own; base, large and xlarge are published, and the music models of Li et al. 2024, arXiv:2306.00107.
+base_iter1 and base_ils have the shape of base, to be pre-trained: the first iteration, and with intermediate layers
+supervised (Wang et al. 2022, arXiv:2112.08778)."""
 
 REPOSITORIES: dict[str, str] = {
     "hubert_base": "facebook/hubert-base-ls960",

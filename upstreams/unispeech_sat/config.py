@@ -5,7 +5,7 @@ Paper: Chen et al. 2021, sec. 4.1, arXiv:2110.05752.
 
 from dataclasses import dataclass
 
-from speechssl.contextual.config import ContextualConfig, large
+from speechssl.contextual.config import ContextualConfig, large, tiny
 
 
 @dataclass(frozen=True)
@@ -14,11 +14,12 @@ class UniSpeechSatConfig(ContextualConfig):
 
 
 PRESETS: dict[str, UniSpeechSatConfig] = {
+    "unispeech_sat_tiny": tiny(UniSpeechSatConfig()),
     "unispeech_sat_base": UniSpeechSatConfig(),
     "unispeech_sat_base_plus": UniSpeechSatConfig(),
     "unispeech_sat_large": large(UniSpeechSatConfig()),
 }
-"""base has heard 960 hours of LibriSpeech, the others 94,000 hours."""
+"""tiny is our own; base has heard 960 hours of LibriSpeech, the others 94,000 hours."""
 
 REPOSITORIES: dict[str, str] = {
     "unispeech_sat_base": "microsoft/unispeech-sat-base",

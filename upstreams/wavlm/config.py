@@ -5,7 +5,7 @@ Paper: Chen et al. 2022, sec. V, arXiv:2110.13900.
 
 from dataclasses import dataclass
 
-from speechssl.contextual.config import ContextualConfig, large
+from speechssl.contextual.config import ContextualConfig, large, tiny
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,12 @@ class WavLMConfig(ContextualConfig):
 
 
 PRESETS: dict[str, WavLMConfig] = {
+    "wavlm_tiny": tiny(WavLMConfig()),
     "wavlm_base": WavLMConfig(),
     "wavlm_base_plus": WavLMConfig(),
     "wavlm_large": large(WavLMConfig()),
 }
-"""base has heard 960 hours of LibriSpeech, the others 94,000 hours."""
+"""tiny is our own; base has heard 960 hours of LibriSpeech, the others 94,000 hours."""
 
 REPOSITORIES: dict[str, str] = {
     "wavlm_base": "microsoft/wavlm-base",
