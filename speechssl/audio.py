@@ -2,7 +2,8 @@
 
 Conventions: `waveform` is (S,) float32, nominally in [-1, 1] (float files may go beyond: nothing is clipped);
 `sample_rate` Hz; times in seconds. libsndfile (soundfile) reads first, and only the part asked for; what it does not
-know (G.722, MP4/M4A, WebM, ...) goes to FFmpeg through PyAV, where that is installed.
+know (G.722, MP4/M4A, WebM, ...) goes to FFmpeg through PyAV, where that is installed. A path may be that of a file
+inside a .tar, see `speechssl.files.member_path`.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from speechssl.errors import AudioError
+from speechssl.files import open_binary, split_member
 
 OVERRUN = 0.1
 """Seconds by which a requested stretch may pass the end of the file: manifests round, decoders trim."""
@@ -105,20 +107,24 @@ def content_hash(path: str | Path) -> str:
     """
     path = Path(path)
     _check_file(path)
-    status = path.stat()
+    member = split_member(path)
+    status = (path if member is None else member[0]).stat()
     return _content_hash(str(path), status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=1_000_000)
 def _content_hash(path: str, _mtime_ns: int, _size: int) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    with _readable(Path(path)), Path(path).open("rb") as file:
+    with _readable(Path(path)), open_binary(Path(path)) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
 def _check_file(path: Path) -> None:
+    member = split_member(path)
+    if member is not None:
+        path = member[0]
     if path.is_dir():
         raise AudioError(f"{path} is a folder, not an audio file: name the files in it.")
     if not path.exists():
@@ -138,15 +144,16 @@ def _sndfile(path: Path) -> Iterator[Any]:
     """Yields an open soundfile.SoundFile, or None where libsndfile does not know the format."""
     import soundfile
 
-    with _readable(path), path.open("rb"):
-        pass
-    try:
-        file = soundfile.SoundFile(str(path))
-    except (soundfile.LibsndfileError, TypeError):  # TypeError: soundfile takes a .raw suffix for headerless samples
-        yield None
-        return
-    with file:
-        yield file
+    with _readable(path):
+        opened = open_binary(path)
+    with opened:
+        try:
+            file = soundfile.SoundFile(opened if split_member(path) else str(path))
+        except (soundfile.LibsndfileError, TypeError):  # TypeError: soundfile takes .raw for headerless samples
+            yield None
+            return
+        with file:
+            yield file
 
 
 def _read_sndfile(path: Path, start: float, duration: float | None) -> tuple[NDArray[np.float32] | None, int]:
@@ -180,7 +187,8 @@ def _read_av(path: Path, start: float, duration: float | None) -> tuple[NDArray[
     parts: list[NDArray[np.float32]] = []
     rate = 0
     try:
-        with av.open(str(path), format=_RAW_FORMATS.get(path.suffix.lower())) as container:
+        source: Any = str(path) if split_member(path) is None else open_binary(path)
+        with av.open(source, format=_RAW_FORMATS.get(path.suffix.lower())) as container:
             if not container.streams.audio:
                 raise _unreadable(path, "it has no audio stream")
             resampler = av.AudioResampler(format="fltp")  # of the samples' type alone: rate and channels stay
@@ -245,7 +253,7 @@ def _check_samples(path: Path, samples: NDArray[np.float32]) -> None:
 
 def _unreadable(path: Path, reason: str) -> AudioError:
     reason = " ".join(reason.split()).rstrip(".")
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         head = file.read(512)
     if not head:
         return AudioError(f"{path} is an empty file of 0 bytes: fetch or record it again, or leave it out.")

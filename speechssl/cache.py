@@ -27,7 +27,7 @@ from speechssl.cache_folder import FORMAT, CacheEntry, evict, list_entries, make
 from speechssl.errors import AudioError, SpeechsslError
 from speechssl.extraction import Precision, extract, measure, resolve_items
 from speechssl.feature_store import FeatureStore
-from speechssl.files import FULL
+from speechssl.files import FULL, default_folder
 from speechssl.leases import Lease
 from speechssl.packs import DTYPES, Pack, PackWriter, open_packs
 from speechssl.progress import progress
@@ -40,11 +40,6 @@ PACK_BYTES = 1 << 29
 
 Pooling = Literal["none", "mean"]
 DType = Literal["float32", "bf16"]
-
-
-def default_folder() -> Path:
-    """$SPEECHSSL_CACHE, or ~/.cache/speechssl."""
-    return Path(os.environ.get("SPEECHSSL_CACHE") or "~/.cache/speechssl").expanduser()
 
 
 class FeatureCache:

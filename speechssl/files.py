@@ -1,15 +1,45 @@
 """Files that are there whole or not at all, so that an interruption or a full disk never leaves half of one."""
 
 import errno
+import io
 import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where there is no room: no space, over quota, over the limit of a file's size."""
+
+_MEMBER = re.compile(r"(.+\.tar)\?offset=(\d+)&size=(\d+)")
+
+
+def default_folder() -> Path:
+    """Where what can be made again is kept: $SPEECHSSL_CACHE, or ~/.cache/speechssl."""
+    return Path(os.environ.get("SPEECHSSL_CACHE") or "~/.cache/speechssl").expanduser()
+
+
+def member_path(archive: Path, offset: int, size: int) -> str:
+    """How a file inside an uncompressed .tar is named wherever a path is: '<archive>.tar?offset=1536&size=20480'."""
+    return f"{archive}?offset={offset}&size={size}"
+
+
+def split_member(path: str | Path) -> tuple[Path, int, int] | None:
+    """Archive, offset and size of what `member_path` named; None = an ordinary path."""
+    found = _MEMBER.fullmatch(str(path))
+    return None if found is None else (Path(found[1]), int(found[2]), int(found[3]))
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """Opens a file, or what `member_path` names, for reading."""
+    member = split_member(path)
+    if member is None:
+        return path.open("rb")
+    archive, offset, size = member
+    with archive.open("rb", buffering=0) as file:
+        return io.BytesIO(os.pread(file.fileno(), size, offset))
 
 
 @contextmanager

@@ -5,12 +5,14 @@ manifests/<split>.jsonl.gz       Lhotse MonoCuts; paths relative to the folder
 audio/<source>/<id>.flac         16 kHz mono
 """
 
+import gzip
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ from speechssl.types import Utterance
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+Watch = Callable[[bytes, int], None]
+"""Sees a line, and how far into its file that is, bytes."""
+Line = tuple[str, Utterance]
+"""'<path>, line <n>,' and what stands there."""
 
 
 @dataclass(frozen=True)
@@ -93,25 +99,33 @@ def read_manifest(path: Path, *, root: Path | None = None) -> list[Utterance]:
     Raises:
         ManifestError: missing or malformed; the message names the file, the line and what is wrong.
     """
+    return [utterance for _, utterance in iterate_manifest(path, root=root)]
+
+
+def iterate_manifest(path: Path, *, root: Path | None = None, watch: Watch | None = None) -> Iterator[Line]:
+    """What `read_manifest` returns, one utterance after the other, each after where it stands.
+
+    Args:
+        watch: sees each line as it is read, and how far into the file that is.
+    """
     base = path.parent if root is None else root
-    found: list[Utterance] = []
     supervisions = _supervisions_beside(path)
     without = 0
-    for where, item in _json_lines(path):
-        with _naming_line(where):
+    for where, item in json_lines(path, watch):
+        with naming_line(where):
             if "sources" not in item:
-                found.append(_of_cut(item, base))
+                yield where, of_cut(item, _source(item["recording"], base) if "recording" in item else "")
             elif supervisions is None:
-                found.append(Utterance(item["id"], _source(item, base), 0.0, float(item["duration"])))
+                yield where, Utterance(item["id"], _source(item, base), 0.0, float(item["duration"]))
             else:
                 own = supervisions.pop(item["id"], [])
                 without += not own
-                found.extend(_of_supervision(s, _source(item, base)) for s in own)
+                for supervision in own:
+                    yield where, _of_supervision(supervision, _source(item, base))
     for recording, left in (supervisions or {}).items():
         raise ManifestError(f"{path} lacks the recording '{recording}' of the supervision '{left[0]['id']}': add it.")
     if without:
         logger.info("%d recordings of %s have no supervision, and are left out.", without, path)
-    return found
 
 
 def locate(source: str, base: Path) -> Path:
@@ -120,30 +134,34 @@ def locate(source: str, base: Path) -> Path:
     return Path(source) if not beside.exists() and Path(source).exists() else beside
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields ('<path>, line <n>,', object) for each line."""
-    from lhotse.serialization import load_jsonl
+def json_lines(path: Path, watch: Watch | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields ('<path>, line <n>,', object) for each line of a .jsonl or .jsonl.gz file.
 
+    Raises:
+        ManifestError: missing, empty, or a line that is no JSON object; the message names it.
+    """
     if not path.is_file():
         raise ManifestError(f"The manifest {path} does not exist: check the path.")
     if not path.stat().st_size:
         raise ManifestError(f"The manifest {path} is an empty file of 0 bytes: prepare it again.")
-    number = 0
-    items = load_jsonl(path)
-    while True:
-        number += 1
-        with _naming_line(f"{path}, line {number},"):
-            try:
-                item = next(items)
-            except StopIteration:
-                return
-            if not isinstance(item, dict):
-                raise TypeError("it is no JSON object")
-        yield f"{path}, line {number},", item
+    with path.open("rb") as file:
+        lines = iter(gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file)
+        for number in count(1):
+            with naming_line(f"{path}, line {number},"):
+                line = next(lines, None)
+                if line is None:
+                    return
+                item = json.loads(line)
+                if not isinstance(item, dict):
+                    raise TypeError("it is no JSON object")
+            if watch is not None:
+                watch(line, file.tell())
+            yield f"{path}, line {number},", item
 
 
 @contextmanager
-def _naming_line(where: str) -> Iterator[None]:
+def naming_line(where: str) -> Iterator[None]:
+    """Lets what is wrong with a line be a ManifestError that says where."""
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, OSError, EOFError) as error:
@@ -163,20 +181,22 @@ def _supervisions_beside(path: Path) -> dict[str, list[dict[str, Any]]] | None:
     if beside == path or not beside.is_file():
         return None
     found: dict[str, list[dict[str, Any]]] = {}
-    for where, item in _json_lines(beside):
-        with _naming_line(where):
+    for where, item in json_lines(beside):
+        with naming_line(where):
             _of_supervision(item, "")
             found.setdefault(item["recording_id"], []).append(item)
     return found
 
 
-def _of_cut(cut: Mapping[str, Any], base: Path) -> Utterance:
+def of_cut(cut: Mapping[str, Any], path: str) -> Utterance:
+    """The utterance that a Lhotse cut is, in the audio file `path`."""
     if "recording_id" in cut:
         raise ValueError("it holds supervisions, which have no audio: name the manifest of recordings or of cuts")
     if "tracks" in cut:
         raise ValueError("it holds a mixed cut: name cuts of single recordings")
     supervision = (cut.get("supervisions") or [{}])[0]
-    path = _source(cut["recording"], base)
+    if not path:
+        raise KeyError("recording")
     return Utterance(cut["id"], path, float(cut["start"]), float(cut["duration"]), _labels(supervision))
 
 
