@@ -234,7 +234,9 @@ class _Files:
         def make(name: str) -> BinaryIO:
             return stack.enter_context((folder / name).open("wb"))
 
-        self._numbers = {n: (make(n), array(t)) for n, t in (("durations", "d"), ("begins", "d"), ("shards", "i"))}
+        self._numbers: dict[str, tuple[BinaryIO, array[Any]]] = {
+            n: (make(n), array(t)) for n, t in (("durations", "d"), ("begins", "d"), ("shards", "i"))
+        }
         names = ("ids", "paths", "labels")
         self._texts = {n: (make(n), bytearray()) for n in names}
         self._starts = {n: (make(f"{n}.starts"), array("q", [0])) for n in names}

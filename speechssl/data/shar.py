@@ -73,7 +73,7 @@ def _members(archive: Path) -> Iterator[tuple[str, str]]:
     try:
         with tarfile.open(archive, "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # or it would keep all of them
+                tar.members = []  # type: ignore[attr-defined]  # or it would keep all of them
                 name, _, kind = member.name.rpartition(".")
                 if kind == "nodata":
                     yield name, ""

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ def open_source(path: str | Path, split: str, *, cache: Path | None = None) -> S
     """Opens a prepared corpus, a manifest (.jsonl, .jsonl.gz) of cuts or recordings, or a folder of Lhotse Shar.
 
     Args:
-        split: of a prepared corpus, or a folder below a Shar folder; a manifest, or a folder that holds archives itself,
-            is taken whole.
+        split: of a prepared corpus, or a folder below a Shar folder; a manifest, or a folder with archives in it, is
+            taken whole.
         cache: where a large manifest's index is kept; None = `default_folder()/manifests`.
 
     Raises:
@@ -61,11 +62,11 @@ def open_source(path: str | Path, split: str, *, cache: Path | None = None) -> S
     for folder in (path, path / split):
         if folder.is_dir() and is_shar(folder):
             files = [p for cuts in list_shards(folder) for p in (cuts, archive_of(cuts))]
-            manifest = _Manifest(files, lambda watch, folder=folder: iterate_shar(folder.absolute(), watch=watch))
+            manifest = _Manifest(files, partial(_of_shar, folder.absolute()))
             return manifest.open(path, path.name, cache)
     raise ManifestError(
-        f"{path} is no corpus, manifest or Shar folder: give a folder of `speechssl prepare`, a .jsonl or .jsonl.gz file, "
-        "or a folder with cuts.000000.jsonl.gz and recording.000000.tar."
+        f"{path} is no corpus, manifest or Shar folder: give a folder of `speechssl prepare`, a .jsonl or .jsonl.gz "
+        "file, or a folder with cuts.000000.jsonl.gz and recording.000000.tar."
     )
 
 
@@ -78,6 +79,10 @@ def join_sources(sources: Sequence[Source]) -> UtteranceIndex:
         twins = sum(name == source.name or name.startswith(f"{source.name}#") for name in parts)
         parts[f"{source.name}#{twins + 1}" if twins else source.name] = source.index
     return JoinedIndex(parts)
+
+
+def _of_shar(folder: Path, watch: Watch) -> Iterator[Line]:
+    return iterate_shar(folder, watch=watch)
 
 
 class _Manifest:
@@ -110,9 +115,9 @@ class _Manifest:
 
     def _build(self, folder: Path, path: Path, stamp: str) -> MappedIndex:
         digest = hashlib.sha256()
-        partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        fresh = folder.with_suffix(".partial")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
         manifests = [f for f in self.files if f.suffix != ".tar"]
         with progress(f"Indexing {path.name}", sum(f.stat().st_size for f in manifests) / 1e6, unit="MB") as advance:
             last = 0
@@ -129,9 +134,9 @@ class _Manifest:
             def meta() -> dict[str, Any]:
                 return {"manifest": str(path), "stamp": stamp, "fingerprint": digest.hexdigest()}
 
-            write_index(partial, self.iterate(watch), meta)
+            write_index(fresh, self.iterate(watch), meta)
         shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
+        fresh.replace(folder)
         return MappedIndex(folder)
 
     def _stamp(self) -> str:
@@ -154,6 +159,6 @@ def _writing(cache: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SpeechsslError(
-            f"The index of a manifest can't be written to {cache} ({error.strerror}): make room, or set SPEECHSSL_CACHE "
-            "to a folder on another disk."
+            f"The index of a manifest can't be written to {cache} ({error.strerror}): make room, or set "
+            "SPEECHSSL_CACHE to a folder on another disk."
         ) from error

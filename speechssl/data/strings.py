@@ -106,6 +106,6 @@ def find_all(wanted: StringTable, known: StringTable) -> NDArray[np.int32]:
     hashes, keys = known.hashes(), wanted.hashes()
     order = np.argsort(hashes).astype(np.int32)
     places = np.searchsorted(hashes, keys, sorter=order).clip(max=len(order) - 1)
-    found = order[places]
+    found: NDArray[np.int32] = order[places]
     found[hashes[found] != keys] = -1
     return found

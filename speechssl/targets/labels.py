@@ -1,19 +1,23 @@
 """Frame labels of a corpus split, as clustering writes them and pre-training reads them.
 
 One safetensors file per split: the codes of all utterances end to end, offsets, utterance ids, label rate and the
-fingerprint of the corpus that was labelled.
+fingerprint of the corpus that was labelled. Codes and ids are read from the file when they are looked up.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from speechssl.checkpoint import save_tensors
+from speechssl.data.indexed import JoinedIndex, UtteranceIndex
+from speechssl.data.strings import LINE_FEED, StringTable, find_all
 from speechssl.errors import SpeechsslError
 
 FORMAT = "1"
@@ -28,7 +32,7 @@ class LabelSet:
     """All utterances end to end, (N,) int16, or int32 from 32 768 labels on."""
     offsets: Tensor
     """Where each utterance begins, and the end of the last, (U + 1,) int64."""
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     num_labels: int
     label_rate: float
     """Codes per second, Hz."""
@@ -47,7 +51,7 @@ class LabelSet:
         tensors = {
             "codes": self.codes,
             "offsets": self.offsets,
-            "ids": torch.frombuffer(bytearray("\n".join(self.ids).encode() or b"\n"), dtype=torch.uint8),
+            "ids": torch.frombuffer(bytearray(StringTable.of(self.ids).text()) or b"\n", dtype=torch.uint8),
         }
         metadata = {
             "format": FORMAT,
@@ -61,9 +65,9 @@ class LabelSet:
 
     def fingerprint(self) -> str:
         """A short hash of the labels."""
-        digest = hashlib.sha256("\n".join(self.ids).encode())
+        digest = hashlib.sha256(StringTable.of(self.ids).text().tobytes())
         for tensor in (self.codes, self.offsets):
-            digest.update(tensor.contiguous().numpy().tobytes())
+            digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
 
@@ -96,10 +100,64 @@ def load_labels(path: Path) -> LabelSet:
             meta = file.metadata()
             if meta["format"] != FORMAT:
                 raise SpeechsslError(f"The labels {path} have another format than {FORMAT}: {AGAIN}.")
-            ids = file.get_tensor("ids").numpy().tobytes().decode()
+            ids = file.get_tensor("ids").numpy()
+            table = StringTable.from_lines(ids if len(ids) != 1 or ids[0] != LINE_FEED else ids[:0])
             return LabelSet(
-                file.get_tensor("codes"), file.get_tensor("offsets"), tuple(ids.split("\n")) if ids != "\n" else (),
-                int(meta["num_labels"]), float(meta["label_rate"]), meta["corpus"], meta["origin"],
-            )  # fmt: skip
+                file.get_tensor("codes"),
+                file.get_tensor("offsets"),
+                table,
+                int(meta["num_labels"]),
+                float(meta["label_rate"]),
+                meta["corpus"],
+                meta["origin"],
+            )
     except (KeyError, ValueError, SafetensorError) as error:
         raise SpeechsslError(f"The labels {path} can't be read ({error}): {AGAIN}.") from error
+
+
+class UtteranceLabels:
+    """One set of labels, looked up by the numbers of an index; of several corpora, each has a file of its own."""
+
+    def __init__(self, sets: Sequence[LabelSet], index: UtteranceIndex) -> None:
+        """
+        Args:
+            sets: one for each part of the index, of one clustering.
+
+        Raises:
+            SpeechsslError: they are of different clusterings, or not as many as the index has parts.
+        """
+        parts = index.parts if isinstance(index, JoinedIndex) else [index]
+        if len(sets) != len(parts):
+            raise SpeechsslError(f"There are labels of {len(sets)} corpora, but {len(parts)} corpora: label each.")
+        kinds = {(s.num_labels, s.label_rate, s.origin) for s in sets}
+        if len(kinds) > 1:
+            raise SpeechsslError(f"The corpora were labelled by different clusterings ({kinds}): label all with one.")
+        self._sets = list(sets)
+        self._places = [find_all(part.ids, StringTable.of(s.ids)) for part, s in zip(parts, sets, strict=True)]
+        self._bases = np.cumsum([0, *map(len, parts)])
+
+    @property
+    def label_rate(self) -> float:
+        """Codes per second, Hz."""
+        return self._sets[0].label_rate
+
+    @property
+    def num_labels(self) -> int:
+        """K."""
+        return self._sets[0].num_labels
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Codes of each utterance, -1 = not labelled, (U,)."""
+        found = []
+        for label_set, places in zip(self._sets, self._places, strict=True):
+            sizes = label_set.offsets.diff().numpy()
+            sizes = np.concatenate((sizes, [-1]))  # which place -1 is
+            found.append(sizes[places])
+        return np.concatenate(found)
+
+    def codes(self, number: int, begin: int, end: int) -> Tensor:
+        """A stretch of the codes of an utterance that is labelled, (T,)."""
+        part = int(np.searchsorted(self._bases, number, side="right")) - 1
+        offsets, place = self._sets[part].offsets, int(self._places[part][number - self._bases[part]])
+        first, last = int(offsets[place]), int(offsets[place + 1])
+        return self._sets[part].codes[first + begin : min(first + end, last)]

@@ -1,0 +1,76 @@
+"""Transcripts as tokens, for objectives that learn from them (CTC): 0 is the blank, units count from 1 on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speechssl.data.indexed import UtteranceIndex
+from speechssl.errors import ConfigError, suggest
+
+Units = Literal["characters", "words"]
+BOUNDARY = " "
+
+
+@dataclass(frozen=True)
+class Transcripts:
+    """Turns one label of an utterance into tokens."""
+
+    key: str
+    """The label that is the transcript, such as 'text' or 'phones'."""
+    units: Units
+    """'characters' of it, a space between two words being one, or the 'words' between its spaces (phones)."""
+    vocabulary: tuple[str, ...]
+    """Sorted; unit number n is the token n + 1."""
+
+    @property
+    def num_tokens(self) -> int:
+        """The blank included."""
+        return len(self.vocabulary) + 1
+
+    def encode(self, labels: Mapping[str, Any]) -> list[int]:
+        """The tokens of an utterance."""
+        places = {unit: n for n, unit in enumerate(self.vocabulary, 1)}
+        return [places[unit] for unit in split_units(str(labels[self.key]), self.units)]
+
+
+def split_units(text: str, units: Units) -> list[str]:
+    """The units of a transcript, in order."""
+    words = text.split()
+    return list(BOUNDARY.join(words)) if units == "characters" else words
+
+
+def read_transcripts(
+    index: UtteranceIndex, key: str, units: Units, *, rows: Iterable[int]
+) -> tuple[Transcripts, NDArray[np.int32]]:
+    """Finds the vocabulary of all transcripts, and how long each is.
+
+    Args:
+        rows: the utterances that may be trained on.
+
+    Returns:
+        the transcripts, and of each row the fewest frames that CTC can write it in: its tokens, and a blank between
+        two equal ones; 0 = it has no transcript.
+
+    Raises:
+        ConfigError: no utterance has a transcript; the message names the labels that there are.
+    """
+    found: set[str] = set()
+    others: set[str] = set()
+    frames: list[int] = []
+    for row in rows:
+        labels = index.labels(row)
+        sequence = split_units(str(labels[key]), units) if key in labels else []
+        found.update(sequence)
+        frames.append(len(sequence) + _repeats(sequence))
+        if key not in labels:
+            others.update(labels)
+    if not found:
+        raise ConfigError(f"No utterance has a transcript in the label '{key}'.{suggest(key, others)}")
+    return Transcripts(key, units, tuple(sorted(found))), np.array(frames, dtype=np.int32)
+
+
+def _repeats(units: Sequence[str]) -> int:
+    return sum(a == b for a, b in zip(units, units[1:], strict=False))
