@@ -7,7 +7,7 @@ al. 2023 (MMS), arXiv:2305.13516.
 
 from dataclasses import dataclass, replace
 
-from speechssl.contextual.config import ContextualConfig, large
+from speechssl.contextual.config import ContextualConfig, large, tiny
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,10 @@ _1B = replace(_LV60, width=1280, depth=48, ffn_width=5120)
 _1B_ADAPTED = replace(_1B, adapter_width=16)
 
 PRESETS: dict[str, Wav2Vec2Config] = {
+    "wav2vec2_tiny": tiny(Wav2Vec2Config()),
     "wav2vec2_base": Wav2Vec2Config(),
+    "wav2vec2_ccc_base": Wav2Vec2Config(),
+    "wav2vec2_aug_base": Wav2Vec2Config(),
     "wav2vec2_large": _LARGE,
     "wav2vec2_large_lv60": _LV60,
     "wav2vec2_large_robust": _LV60,
@@ -49,7 +52,7 @@ PRESETS: dict[str, Wav2Vec2Config] = {
     "wav2vec2_voxpopuli_large_10k": _LV60,
     "wav2vec2_voxpopuli_large_100k": _LV60,
 }
-"""All are published."""
+"""tiny is our own; ccc and aug are shaped as base, and trained otherwise (see pretrain.py)."""
 
 REPOSITORIES: dict[str, str] = {
     "wav2vec2_base": "facebook/wav2vec2-base",
