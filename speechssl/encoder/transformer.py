@@ -121,13 +121,15 @@ class Adapter(nn.Module):
 class TransformerEncoder(nn.Module):
     """Positional convolution and L transformer blocks.
 
-    Set `checkpoint_activations` to trade time for memory while training.
+    Set `checkpoint_activations` to trade time for memory while training, and `run_skipped_blocks` where every process
+    must run every block, since its weights lie in all of them: what skipped ones make is thrown away.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
         self.checkpoint_activations = False
+        self.run_skipped_blocks = False
         self.position = _position(config)
         self.norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
@@ -164,6 +166,8 @@ class TransformerEncoder(nn.Module):
                 break
             if index not in skipped_blocks:
                 x = self._run(block, x, attended, positions)
+            elif self.run_skipped_blocks:
+                x = torch.where(x.new_zeros((), dtype=torch.bool), self._run(block, x, attended, positions), x)
             if index + 1 in wanted:
                 last = index + 1 == len(self.blocks)
                 states[index + 1] = self.norm(x) if last and self.pre_norm else x
