@@ -43,5 +43,5 @@ def frame_subset(chosen: Tensor, size: int, *, equal: bool) -> FrameSubset:
         size: V, at least the most that a row takes; given, so that no value need come back from a GPU.
         equal: whether every row takes V.
     """
-    frames = (~chosen).byte().argsort(dim=1, stable=True)[:, :size]
+    frames = (~chosen).byte().argsort(dim=1, stable=True)[:, :size].contiguous()
     return FrameSubset(chosen, frames, None if equal else chosen.gather(1, frames))

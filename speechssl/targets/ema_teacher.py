@@ -46,7 +46,8 @@ class EmaTeacher(nn.Module):
     def update(self, student: nn.Module, decay: float) -> None:
         """Moves every parameter to decay * own + (1 - decay) * student's; buffers are copied."""
         theirs = dict(student.named_parameters())
-        followed, copied = [], []
+        followed: list[tuple[Tensor, Tensor]] = []
+        copied: list[tuple[Tensor, Tensor]] = []
         for name, own in self.module.named_parameters():
             (copied if name.startswith(self.copied) else followed).append((own, _as_own(theirs[name], own)))
         buffers = dict(student.named_buffers())

@@ -6,7 +6,7 @@ Paper: Baevski et al. 2022, sec. 4.2, arXiv:2202.03555, and fairseq's base_libri
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from speechssl.contextual.config import ContextualConfig
+from speechssl.contextual.config import ContextualConfig, tiny
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,11 @@ class Data2VecConfig(ContextualConfig):
 
 
 PRESETS: dict[str, Data2VecConfig] = {
+    "data2vec_tiny": tiny(Data2VecConfig()),
     "data2vec_base": Data2VecConfig(),
     "data2vec_large": replace(Data2VecConfig(), width=1024, depth=24, heads=16, ffn_width=4096),
 }
-"""Both are published; layer norms come after attention and feed-forward in both."""
+"""tiny is our own; base and large are published, with layer norms after attention and feed-forward in both."""
 
 REPOSITORIES: dict[str, str] = {
     "data2vec_base": "facebook/data2vec-audio-base",

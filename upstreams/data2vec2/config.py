@@ -6,7 +6,7 @@ Paper: Baevski et al. 2022, arXiv:2212.07525, and fairseq's v2/base_audio_only_t
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from speechssl.contextual.config import ContextualConfig
+from speechssl.contextual.config import ContextualConfig, tiny
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,10 @@ class Data2Vec2Config(ContextualConfig):
 
 
 PRESETS: dict[str, Data2Vec2Config] = {
+    "data2vec2_tiny": tiny(Data2Vec2Config()),
     "data2vec2_base": Data2Vec2Config(),
     "data2vec2_large": replace(Data2Vec2Config(), width=1024, depth=24, heads=16, ffn_width=4096, layerdrop=0.0),
 }
-"""Both are published, in fairseq's format; the first 8 blocks of large are its prenet."""
+"""tiny is our own; base and large are published, in fairseq's format; the first 8 blocks of large are its prenet."""
 
 REPOSITORIES: dict[str, str] = {}
