@@ -167,7 +167,10 @@ class TransformerEncoder(nn.Module):
             if index not in skipped_blocks:
                 x = self._run(block, x, attended, positions)
             elif self.run_skipped_blocks:
-                x = torch.where(x.new_zeros((), dtype=torch.bool), self._run(block, x, attended, positions), x)
+                # The blocks that are not skipped draw the same dropout as if this one had not been run.
+                with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+                    unused = self._run(block, x, attended, positions)
+                x = torch.where(x.new_zeros((), dtype=torch.bool), unused, x)
             if index + 1 in wanted:
                 last = index + 1 == len(self.blocks)
                 states[index + 1] = self.norm(x) if last and self.pre_norm else x
