@@ -10,12 +10,19 @@ from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.metric.tallies import usage
 from speechssl.quantizer.base import QuantizerOutput
 from speechssl.targets.kmeans import nearest
+from speechssl.targets.lloyd import KMeansConfig, fit_kmeans
 
 
 def nearest_codes(frames: Tensor, codebook: Tensor) -> Tensor:
     """The nearest entry of each frame by squared distance: (N, D) and (V, D) -> (N,) int64."""
     with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
         return nearest(frames.detach().float(), codebook.detach().float())[0]
+
+
+def fitted_entries(frames: Tensor, entries: int, *, generator: torch.Generator) -> Tensor:
+    """k-means centroids of frames: (N, D) with N >= V -> (V, D) float32; the generator is on the CPU."""
+    with torch.autocast(frames.device.type, enabled=False):
+        return fit_kmeans(frames.detach().float(), KMeansConfig(entries), generator=generator)[0].centroids
 
 
 def straight_through(frames: Tensor, quantized: Tensor) -> Tensor:

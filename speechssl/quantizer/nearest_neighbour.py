@@ -15,12 +15,12 @@ from speechssl.quantizer.codebook import (
     check_codes,
     check_frames,
     check_positive,
+    fitted_entries,
     nearest_codes,
     output,
     straight_through,
     summed_error,
 )
-from speechssl.targets.kmeans import KMeansConfig, fit_kmeans
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,11 @@ class NearestNeighbourQuantizer(Quantizer):
 
     @torch.no_grad()
     def fit(self, frames: Tensor, *, generator: torch.Generator) -> None:
-        """Puts the entries at the k-means centroids of frames (N, D); of all parts together where they share."""
-        parts = torch.stack(check_frames(frames, self.width).to(generator.device).chunk(self.groups, dim=1))
+        """Puts the entries at the k-means centroids of frames (N, D); of all parts together where they share.
+
+        The generator is on the CPU.
+        """
+        parts = torch.stack(check_frames(frames, self.width).chunk(self.groups, dim=1))
         data = parts.flatten(0, 1)[None] if self.config.shared else parts  # (books, N', D/G)
         for book, rows in zip(self.codebook, data, strict=True):
-            book.copy_(fit_kmeans(rows, KMeansConfig(self.entries), generator=generator)[0].centroids)
+            book.copy_(fitted_entries(rows, self.entries, generator=generator))
