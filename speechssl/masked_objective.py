@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from speechssl.augment.utterance_mixing import MixingConfig, mix_utterances
 from speechssl.contextual.model import ContextualUpstream
-from speechssl.encoder.transformer import sample_skipped_blocks
+from speechssl.encoder.transformer import draw_skipped_blocks
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.lengths import lengths_to_padding_mask
 from speechssl.loss.masked_prediction import (
@@ -192,9 +192,7 @@ class MaskedPredictionObjective(Objective):
     def _skipped(self, generator: torch.Generator) -> frozenset[int]:
         if not (self.training and self.skips_blocks):
             return frozenset()
-        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-        cpu = torch.Generator().manual_seed(seed)
-        return sample_skipped_blocks(self.depth, self.upstream.config.layerdrop, generator=cpu)
+        return draw_skipped_blocks(self.depth, self.upstream.config.layerdrop, generator=generator)
 
 
 def make_norms(upstream: ContextualUpstream, layers: Iterable[int]) -> nn.ModuleDict:

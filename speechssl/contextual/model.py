@@ -3,6 +3,8 @@
 B batch, S samples, T frames, C channels of the frontend, D width, L blocks.
 """
 
+from typing import Protocol
+
 from torch import Tensor, nn
 from torch import rand as uniform
 
@@ -17,6 +19,16 @@ from speechssl.lengths import lengths_to_padding_mask
 from speechssl.upstream import Upstream
 
 
+class Frontend(Protocol):
+    """The module that a `ContextualUpstream` hears with."""
+
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """Valid frames for valid samples, both (B,) int64."""
+
+    def __call__(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """(B, S) and valid samples (B,) int64 -> (B, T, C)."""
+
+
 class ContextualUpstream(Upstream):
     """Frontend, layer norm, projection, mask embedding and transformer encoder; families name it.
 
@@ -24,7 +36,7 @@ class ContextualUpstream(Upstream):
     """
 
     def __init__(self, config: ContextualConfig) -> None:
-        frontend, hop = _frontend(config)
+        frontend, hop, width = self.make_frontend(config)
         super().__init__(
             sample_rate=config.sample_rate,
             frame_rate=config.sample_rate / hop,
@@ -33,12 +45,29 @@ class ContextualUpstream(Upstream):
         )
         self.config = config
         self.frontend = frontend
-        self.feature_width = frontend.width if isinstance(frontend, StackedLogMel) else config.conv_channels
+        self.feature_width = width
         self.feature_norm = nn.LayerNorm(self.feature_width) if config.feature_norm else nn.Identity()
         self.projection = Linear(self.feature_width, config.width)
         self.input_dropout = nn.Dropout(config.input_dropout)
         self.mask_embedding = nn.Parameter(uniform(config.width))
         self.encoder = self.make_encoder(config)
+
+    @staticmethod
+    def make_frontend(config: ContextualConfig) -> tuple[Frontend, int, int]:
+        """Makes what stands in `frontend`; also returns its samples per frame and its channels."""
+        if config.frontend == "conv_waveform":
+            conv = ConvWaveform(
+                config.conv_channels,
+                kernels=config.conv_kernels,
+                strides=config.conv_strides,
+                norm=config.conv_norm,
+                bias=config.conv_bias,
+            )
+            return conv, conv.hop, config.conv_channels
+        if config.frontend == "log_mel":
+            log_mel = StackedLogMel(config.num_mel_bins, stack=config.stack)
+            return log_mel, log_mel.hop, log_mel.width
+        raise ConfigError(f"`frontend` must be 'conv_waveform' or 'log_mel', but is '{config.frontend}'.")
 
     def make_encoder(self, config: ContextualConfig) -> nn.Module:
         """Makes what stands in `encoder`: called as a `TransformerEncoder` is, with its blocks in `blocks`."""
@@ -141,20 +170,3 @@ class ContextualUpstream(Upstream):
     def fingerprint_config(self) -> str:
         """The whole config: its training-only fields don't change features, but neither do they change often."""
         return repr(self.config)
-
-
-def _frontend(config: ContextualConfig) -> tuple[ConvWaveform | StackedLogMel, int]:
-    """Returns the frontend and its samples per frame."""
-    if config.frontend == "conv_waveform":
-        conv = ConvWaveform(
-            config.conv_channels,
-            kernels=config.conv_kernels,
-            strides=config.conv_strides,
-            norm=config.conv_norm,
-            bias=config.conv_bias,
-        )
-        return conv, conv.hop
-    if config.frontend == "log_mel":
-        log_mel = StackedLogMel(config.num_mel_bins, stack=config.stack)
-        return log_mel, log_mel.hop
-    raise ConfigError(f"`frontend` must be 'conv_waveform' or 'log_mel', but is '{config.frontend}'.")

@@ -6,6 +6,7 @@ B batch, S samples, T frames, M mel bands, C channels.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -156,6 +157,52 @@ class Mfcc(_FloatTables):
         with torch.autocast(waveform.device.type, enabled=False):
             cepstra: Tensor = self.log_mel(waveform).double() @ self.transform.double()
             return cepstra.float()
+
+
+class CorpusNorm(_FloatTables):
+    """Mean and variance normalisation of frames by statistics of a corpus, which are saved with the weights."""
+
+    mean: Tensor
+    deviation: Tensor
+    frames: Tensor
+
+    def __init__(self, width: int) -> None:
+        """
+        Args:
+            width: C of the frames; until `fit` they pass as they are.
+        """
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+        self.register_buffer("frames", torch.zeros(()))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there are statistics."""
+        return bool(self.frames > 0)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Takes the statistics of batches.
+
+        Args:
+            batches: frames (B, T, C), and how many are valid, (B,) int64.
+        """
+        count, total, square = (torch.zeros_like(self.mean, dtype=torch.float64) for _ in range(3))
+        for features, lengths in batches:
+            padding = lengths_to_padding_mask(lengths, features.size(1))[:, :, None]
+            valid = features.double().masked_fill(padding, 0.0)
+            count += lengths.sum()
+            total += valid.sum(dim=(0, 1))
+            square += valid.square().sum(dim=(0, 1))
+        mean = total / count
+        self.mean.copy_(mean)
+        self.deviation.copy_((square / count - mean.square()).clamp(min=1e-8).sqrt())
+        self.frames.copy_(count.max())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., C) -> (..., C), float32."""
+        return (features.float() - self.mean) / self.deviation
 
 
 def mel_filters(config: LogMelConfig, fft_size: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Fast-HuBERT: HuBERT on log-mel frames at 25 Hz."""
