@@ -1,0 +1,1 @@
+"""APC and VQ-APC: recurrent layers that predict the frame some steps ahead."""

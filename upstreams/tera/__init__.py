@@ -1,0 +1,1 @@
+"""TERA and its kin (Mockingjay, Audio ALBERT): transformers that undo alterations of log-mel frames."""
