@@ -46,12 +46,18 @@ class PretrainConfig:
     """The last rate over the highest (tri_stage)."""
     clip_norm: float = 10.0
     """Of the gradient of the mean loss per scored frame."""
-    precision: Literal["float32", "bf16"] = "bf16"
+    precision: Literal["float32", "bf16", "fp16"] = "bf16"
+    """Mixed, but for float32. fp16 needs a GPU; steps whose gradients overflow are skipped and counted."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What several processes do: 'ddp' = each holds all weights, 'fsdp' = each a part of every weight (FSDP2), for
+    models whose weights, gradients and optimiser state don't fit one device."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
     """CPU threads of the computation; None = torch's own choice. Bit-exact resumption needs the same number."""
     compile: bool = False
     """Whether torch.compile is used."""
+    checkpoint_activations: bool = False
+    """Whether the blocks' activations are computed again for the gradient, instead of kept."""
     log_every: int = 200
     """Steps."""
     save_every: int = 5000
@@ -83,6 +89,8 @@ class PretrainConfig:
 RUN_KEYS = frozenset(
     {
         "accelerator",
+        "strategy",
+        "checkpoint_activations",
         "compile",
         "log_every",
         "save_every",

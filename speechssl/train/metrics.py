@@ -6,11 +6,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from speechssl.files import replacing
 from speechssl.metric.tallies import summarize
+
+TOTALS = ("audio_seconds", "padded_seconds", "overflows")
+"""Sums that are not per scored frame."""
 
 
 class Window:
@@ -25,10 +27,12 @@ class Window:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def fetch(self) -> dict[str, float]:
-        """Returns means per scored frame, perplexities, and 'audio_seconds' as a sum; then begins anew."""
+        """Returns means per scored frame, perplexities, the share of 'padding', and TOTALS as they are; begins anew."""
         sums, self.sums = self.sums, {}
-        seconds = float(sums.pop("audio_seconds"))
-        return {**summarize(sums), "audio_seconds": seconds}
+        totals = {name: float(sums.pop(name)) for name in TOTALS if name in sums}
+        values = {**summarize(sums), **totals}
+        padded = values.pop("padded_seconds", 0.0)
+        return {**values, "padding": 1 - values["audio_seconds"] / padded} if padded else values
 
 
 class MetricLog:
@@ -80,11 +84,3 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
             break
         lines.append(line)
     return lines
-
-
-def first_bad(values: list[Tensor]) -> int | None:
-    """Index of the first value that is not finite."""
-    if not values:
-        return None
-    bad = (~torch.isfinite(torch.stack(values))).nonzero()
-    return int(bad[0]) if len(bad) else None

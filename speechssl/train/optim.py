@@ -51,15 +51,25 @@ def scale_gradients(module: nn.Module, scale: Tensor, clip_norm: float) -> Tenso
     """Multiplies all gradients by `scale` and clips them together, in one pass and without waiting for the device.
 
     Args:
+        module: its gradients may be sharded; then every process must call this.
         scale: scalar, such as the world size over the global sample size.
         clip_norm: largest norm after scaling.
 
     Returns:
         the norm after scaling and before clipping, scalar.
     """
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads) * scale
+    grads: list[Any] = [p.grad for p in module.parameters() if p.grad is not None]
+    total: Any = torch.nn.utils.get_total_norm(grads)
+    sharded = hasattr(total, "full_tensor")
+    norm: Tensor = (total.full_tensor() if sharded else total) * scale
     factor = scale * (clip_norm / (norm + 1e-6)).clamp(max=1.0)
-    for grad in grads:
-        grad.mul_(factor)
+    torch._foreach_mul_([g.to_local() if sharded else g for g in grads], factor)
     return norm
+
+
+def fill_gradients(module: nn.Module) -> None:
+    """Gives weights that no micro-batch used a gradient of zero, as fairseq does: whether a weight decays must not
+    depend on how many processes share the micro-batches."""
+    for parameter in module.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)

@@ -1,6 +1,7 @@
 """From a preset's name, a corpus and labels to a pre-trained upstream folder."""
 
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from speechssl.loading import build_upstream, load_upstream
 from speechssl.objective import Labelling, Objective
 from speechssl.registry import family_module, find_preset
 from speechssl.targets.labels import LabelSet, label_path, load_labels
+from speechssl.train.checkpoint import whole
 from speechssl.train.config import PretrainConfig
 from speechssl.train.data import CropConfig, PretrainDataset
 from speechssl.train.loop import Pretraining, PretrainOutcome
@@ -61,6 +63,7 @@ def pretrain(
             don't fit.
     """
     family, config = pretrain_config(preset, yaml=yaml, overrides=overrides)
+    check_writable(Path(output))
     opened = open_corpus(corpus)
     sets = [load_labels(label_path(Path(folder), split)) for folder in labels]
     for folder, label_set in zip(labels, sets, strict=True):
@@ -93,12 +96,34 @@ def pretrain(
     }
     run = Pretraining(objective, dataset, config.train, Path(output), identity=identity)
     outcome = run.run()
-    if outcome.finished and run.fabric.is_global_zero:
-        upstream.weights = f"pre-trained on {opened.name} {opened.fingerprint[:12]} ({split}), {outcome.step} steps"
-        if init is not None:
-            upstream.weights += f", from {source.weights}"
-        save_upstream(upstream, output)
+    if outcome.finished:
+        weights = {name: whole(value) for name, value in upstream.state_dict().items()}
+        if run.fabric.is_global_zero:
+            final = build_upstream(family, config.model, seed=config.train.seed)
+            final.load_state_dict(weights)
+            final.name = preset
+            final.weights = f"pre-trained on {opened.name} {opened.fingerprint[:12]} ({split}), {outcome.step} steps"
+            if init is not None:
+                final.weights += f", from {source.weights}"
+            save_upstream(final, output)
+        run.fabric.barrier()
     return outcome
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder, and sees that files can be written to it.
+
+    Raises:
+        SpeechsslError: they can't, and why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SpeechsslError(
+            f"The output folder {folder} can't be written to ({error.strerror}): choose another with `--output`."
+        ) from error
 
 
 def pretrain_config(
