@@ -45,6 +45,8 @@ def is_fairseq(content: Any) -> bool:
     """Whether the content of a checkpoint looks like fairseq's, S3PRL's or Microsoft's: settings beside weights."""
     if not isinstance(content, Mapping) or ("model" not in content and "model_weight" not in content):
         return False
+    if isinstance(content.get("config"), Mapping) and "model" in content["config"]:
+        return False  # what S3PRL trained itself
     model = content.get("model")
     return not (isinstance(model, Mapping) and any(FAIRSEQ2 in str(name) for name in model))
 
