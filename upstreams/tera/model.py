@@ -45,7 +45,7 @@ class TeraUpstream(Upstream):
         return self.frontend.output_lengths(lengths)
 
     def extract_features(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S), 0 beyond `lengths` -> features (B, T, C) float32, 0 beyond the valid frames, and the number of these."""
+        """(B, S), 0 beyond `lengths` -> features (B, T, C) float32, 0 beyond the valid frames, and their number."""
         frames = self.output_lengths(lengths)
         return self.frontend(waveform, lengths)[:, : int(frames.max())], frames
 

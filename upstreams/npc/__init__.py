@@ -1,0 +1,1 @@
+"""NPC: convolutions that predict each frame from its surroundings."""
