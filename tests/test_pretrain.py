@@ -27,11 +27,14 @@ from speechssl.loss.masked_prediction import PREDICTION_LIMITS
 from speechssl.objective import Labelling, Objective, PretrainInputs
 from speechssl.targets.alignment import align_codes
 from speechssl.targets.cluster import ClusterConfig, cluster
-from speechssl.targets.kmeans import KMeansConfig, load_kmeans
+from speechssl.targets.kmeans import load_kmeans
+from speechssl.targets.lloyd import KMeansConfig
 from speechssl.targets.labels import label_path, load_labels, make_label_set
 from speechssl.train.checkpoint import Checkpoint, last_checkpoint, list_checkpoints, save_checkpoint
 from speechssl.train.config import PretrainConfig
-from speechssl.train.data import CropConfig, PretrainDataset, load_batches
+from speechssl.train.data import PretrainDataset
+from speechssl.train.loading import load_batches
+from speechssl.train.selection import CropConfig
 from speechssl.train.loop import Pretraining, TrainingError
 from speechssl.train.metrics import read_log
 from speechssl.train.optim import learning_rate

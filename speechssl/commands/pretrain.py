@@ -10,7 +10,10 @@ def command(
     preset: Annotated[str, typer.Argument(help="Upstream to train, such as hubert_tiny.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings such as train.steps=1000.")] = None,
     *,
-    corpus: Annotated[Path, typer.Option(help="Prepared corpus.")],
+    corpus: Annotated[
+        list[Path],
+        typer.Option(help="Prepared corpus, Lhotse manifest of cuts, or folder of Lhotse Shar; may be repeated."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Receives the upstream, checkpoints and metrics.")],
     labels: Annotated[
         list[Path] | None,

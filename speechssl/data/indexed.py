@@ -57,6 +57,10 @@ class UtteranceIndex(ABC, Sequence[Utterance]):
     def utterance(self, number: int) -> Utterance:
         """One with its labels."""
 
+    def name(self, number: int) -> str:
+        """The id of one."""
+        return self.ids[number]
+
     def column(self, key: str) -> Column:
         """One label of all; those that lack it have the label `NONE`.
 
@@ -173,6 +177,11 @@ class JoinedIndex(UtteranceIndex):
         """Which part, and the number in it."""
         part = int(np.searchsorted(self.bases, number, side="right")) - 1
         return part, number - int(self.bases[part])
+
+    def name(self, number: int) -> str:
+        """The id of one."""
+        part, own = self.place(number)
+        return f"{self.names[part]}/{self.parts[part].name(own)}"
 
     def labels(self, number: int) -> Mapping[str, Any]:
         """The labels of one."""

@@ -35,6 +35,11 @@ class Source:
     index: UtteranceIndex
 
 
+def is_source(path: Path) -> bool:
+    """Whether `open_source` takes it."""
+    return path.name.endswith((".jsonl", ".jsonl.gz")) or (path / "corpus.json").is_file() or is_shar(path)
+
+
 def open_source(path: str | Path, split: str, *, cache: Path | None = None) -> Source:
     """Opens a prepared corpus, a manifest (.jsonl, .jsonl.gz) of cuts or recordings, or a folder of Lhotse Shar.
 

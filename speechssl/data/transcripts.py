@@ -1,7 +1,9 @@
 """Transcripts as tokens, for objectives that learn from them (CTC): 0 is the blank, units count from 1 on."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -30,10 +32,13 @@ class Transcripts:
         """The blank included."""
         return len(self.vocabulary) + 1
 
+    @cached_property
+    def _tokens(self) -> dict[str, int]:
+        return {unit: number for number, unit in enumerate(self.vocabulary, 1)}
+
     def encode(self, labels: Mapping[str, Any]) -> list[int]:
         """The tokens of an utterance."""
-        places = {unit: n for n, unit in enumerate(self.vocabulary, 1)}
-        return [places[unit] for unit in split_units(str(labels[self.key]), self.units)]
+        return [self._tokens[unit] for unit in split_units(str(labels[self.key]), self.units)]
 
 
 def split_units(text: str, units: Units) -> list[str]:
@@ -72,5 +77,5 @@ def read_transcripts(
     return Transcripts(key, units, tuple(sorted(found))), np.array(frames, dtype=np.int32)
 
 
-def _repeats(units: Sequence[str]) -> int:
-    return sum(a == b for a, b in zip(units, units[1:], strict=False))
+def _repeats(units: list[str]) -> int:
+    return sum(a == b for a, b in pairwise(units))

@@ -68,6 +68,22 @@ class PretrainConfig:
     """Processes that read audio where the corpus does not fit `cache_gb`."""
     cache_gb: float = 4.0
     """A corpus up to this size (16-bit samples) is kept in memory once read; 0 = never."""
+    max_bad: float = 0.001
+    """Share of the utterances that may be unreadable: each is replaced by another one and named in the log. One more
+    stops the run."""
+    balance: str | None = None
+    """A label such as 'language', or 'corpus' where there are several: the seconds of audio that an epoch draws of each
+    value are as n ** balance_alpha for the n seconds that there are of it (Conneau et al. 2020, sec. 3,
+    arXiv:2006.13979), and their sum is that of all. None = every utterance once."""
+    balance_alpha: float = 0.5
+    """1 = as the data are, 0 = as much of every value."""
+    noise: str | None = None
+    """A corpus, manifest or folder of audio files that noise is drawn from, for objectives that mix it in."""
+    transcripts: str | None = None
+    """The label that is the transcript, such as 'text' or 'phones', for objectives that learn from it; then utterances
+    are never cropped, and those longer than `max_seconds` are left out and counted in the log."""
+    transcript_units: Literal["characters", "words"] = "characters"
+    """What the tokens are: characters, or what stands between spaces (phones)."""
     collapse_steps: int = 5000
     """What stays below one of the objective's `limits` for so many steps stops the run."""
 
@@ -80,6 +96,11 @@ class PretrainConfig:
             raise ConfigError(
                 f"`grid_seconds` must be > 0 and <= min_seconds = {self.min_seconds}, but is {self.grid_seconds}."
             )
+        for name in ("max_bad", "balance_alpha"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"`{name}` must be from 0 to 1, but is {getattr(self, name)}.")
+        if self.transcripts is not None and self.grid_seconds is not None:
+            raise ConfigError("Transcripts belong to whole utterances: set `grid_seconds` to null.")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"`warmup` is a share of the steps and must be >= 0 and < 1, but is {self.warmup}.")
         if not 0 <= self.hold <= 1 - self.warmup:
@@ -97,6 +118,7 @@ RUN_KEYS = frozenset(
         "keep",
         "num_workers",
         "cache_gb",
+        "max_bad",
         "collapse_steps",
         "threads",
     }

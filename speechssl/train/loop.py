@@ -19,15 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.config import first_difference
-from speechssl.data.batching import BatchStream, derive_seed
+from speechssl.data.seeds import derive_seed
 from speechssl.errors import ConfigError
 from speechssl.files import disk_full
 from speechssl.objective import Objective
 from speechssl.progress import progress
 from speechssl.train.checkpoint import Checkpoint, last_checkpoint, pack, save_checkpoint, unpack
 from speechssl.train.config import RUN_KEYS, PretrainConfig
-from speechssl.train.data import PretrainDataset, TrainBatch, load_batches
+from speechssl.train.data import PretrainDataset, TrainBatch
 from speechssl.train.fabric import Given, is_sharded, make_fabric, set_up
+from speechssl.train.loading import load_batches
 from speechssl.train.metrics import MetricLog, Window, read_log
 from speechssl.train.optim import fill_gradients, learning_rate, make_optimizer, scale_gradients
 from speechssl.train.signals import Agreement, stop_signals
@@ -86,14 +87,7 @@ class Pretraining:
         settings = {k: v for k, v in asdict(config).items() if k not in RUN_KEYS}
         # As JSON gives it back: lists for tuples.
         self.identity: dict[str, Any] = json.loads(json.dumps({"train": settings, **(identity or {})}))
-        self.stream = BatchStream(
-            dataset.durations,
-            batch_seconds=config.batch_seconds,
-            seed=config.seed,
-            max_size=config.max_batch,
-            rank=self.fabric.global_rank,
-            world_size=self.world,
-        )
+        self.stream = dataset.stream(config, rank=self.fabric.global_rank, world_size=self.world)
         self.step = 0
         self.window = Window()
         self.finite = FiniteGuard()
@@ -113,7 +107,9 @@ class Pretraining:
             OSError: the last checkpoint could not be written; the ones before are there.
         """
         self._set_up()
-        batches = load_batches(self.dataset, self.stream, num_workers=self.config.num_workers)
+        batches = load_batches(
+            self.dataset, self.stream, num_workers=self.config.num_workers, pin=self.device.type == "cuda"
+        )
         total = self.config.steps
         values = _last_values(self.folder) if self.step else {}
         with contextlib.ExitStack() as stack:
@@ -182,7 +178,7 @@ class Pretraining:
             for name, value in output.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
             seconds += batch.audio_seconds
-            padded += batch.inputs.waveform.numel() / self.dataset.crop.sample_rate
+            padded += batch.padded_seconds
             self._position = self.stream.state_after(batch.origin)
         told = {"audio_seconds": seconds, "padded_seconds": padded, "stop": float(self._stop)}
         sums |= {name: torch.full((), told[name], device=self.device) for name in told}

@@ -13,15 +13,13 @@ import torch
 from speechssl.checkpoint import load_weights, save_upstream
 from speechssl.config import load_config, to_dict
 from speechssl.data.batching import derive_seed
-from speechssl.data.corpus import Corpus, open_corpus
 from speechssl.errors import SpeechsslError, UnknownNameError
 from speechssl.loading import build_upstream, load_upstream
 from speechssl.objective import Labelling, Objective
 from speechssl.registry import family_module, find_preset
-from speechssl.targets.labels import LabelSet, label_path, load_labels
 from speechssl.train.checkpoint import whole
 from speechssl.train.config import PretrainConfig
-from speechssl.train.data import CropConfig, PretrainDataset
+from speechssl.train.inputs import open_data
 from speechssl.train.loop import Pretraining, PretrainOutcome
 from speechssl.upstream import Upstream
 
@@ -40,7 +38,7 @@ class RunConfig:
 def pretrain(
     preset: str,
     *,
-    corpus: str | Path,
+    corpus: str | Path | Sequence[str | Path],
     labels: Sequence[str | Path] = (),
     output: str | Path,
     split: str = "train",
@@ -52,7 +50,9 @@ def pretrain(
 
     Args:
         preset: public name, such as 'hubert_tiny'.
-        labels: folders of `speechssl cluster`, one per label set; none for an objective that makes its own targets.
+        corpus: a prepared corpus, a Lhotse manifest of cuts, or a folder of Lhotse Shar; or several.
+        labels: folders of `speechssl cluster`, one per label set and corpus; none for an objective that makes its own
+            targets.
         output: receives the upstream (`load_upstream` reads it), `checkpoints`, `log.jsonl` and `tensorboard`.
         init: an upstream of the same shape to start from, as `load_upstream` takes it; None = random weights, as the
             paper's second iteration too. The prediction head is new in either case.
@@ -64,10 +64,6 @@ def pretrain(
     """
     family, config = pretrain_config(preset, yaml=yaml, overrides=overrides)
     check_writable(Path(output))
-    opened = open_corpus(corpus)
-    sets = [load_labels(label_path(Path(folder), split)) for folder in labels]
-    for folder, label_set in zip(labels, sets, strict=True):
-        _check_corpus(opened, label_set, Path(folder))
     upstream = build_upstream(family, config.model, seed=config.train.seed)
     started = None
     if init is not None:
@@ -76,25 +72,16 @@ def pretrain(
         load_weights(upstream, source.state_dict(), origin=str(init))
         started = source.fingerprint()
     upstream.name = preset
-    crop = CropConfig(
-        upstream.sample_rate,
-        upstream.frame_rate,
-        config.train.min_seconds,
-        config.train.max_seconds,
-        config.train.seed,
-        config.train.grid_seconds,
-    )
-    dataset = PretrainDataset(opened.utterances(split), sets, crop, cache_gb=config.train.cache_gb)
-    labelling = Labelling(tuple(s.num_labels for s in sets), tuple(s.label_rate for s in sets))
-    objective = build_objective(upstream, config, labelling)
+    corpora = [corpus] if isinstance(corpus, str | Path) else list(corpus)
+    data = open_data(corpora, labels, split=split, upstream=upstream, config=config.train)
+    objective = build_objective(upstream, config, data.labelling)
     identity = {
         "model": to_dict(config.model),
         "objective": to_dict(config.objective),
-        "corpus": opened.fingerprint,
-        "labels": [s.fingerprint() for s in sets],
+        **data.identity,
         "init": started,
     }
-    run = Pretraining(objective, dataset, config.train, Path(output), identity=identity)
+    run = Pretraining(objective, data.dataset, config.train, Path(output), identity=identity)
     outcome = run.run()
     if outcome.finished:
         weights = {name: whole(value) for name, value in upstream.state_dict().items()}
@@ -102,7 +89,7 @@ def pretrain(
             final = build_upstream(family, config.model, seed=config.train.seed)
             final.load_state_dict(weights)
             final.name = preset
-            final.weights = f"pre-trained on {opened.name} {opened.fingerprint[:12]} ({split}), {outcome.step} steps"
+            final.weights = f"pre-trained on {data.title}, {outcome.step} steps"
             if init is not None:
                 final.weights += f", from {source.weights}"
             save_upstream(final, output)
@@ -164,11 +151,3 @@ def _warn_of_other_settings(source: Upstream, model: Any, init: str) -> None:
     different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if different:
         logger.warning("The run starts from %s, whose settings differ in: %s.", init, ", ".join(different))
-
-
-def _check_corpus(corpus: Corpus, labels: LabelSet, folder: Path) -> None:
-    if labels.corpus != corpus.fingerprint:
-        raise SpeechsslError(
-            f"The labels in {folder} are of another corpus than {corpus.root} (or it was prepared anew): "
-            "run `speechssl cluster` again."
-        )
