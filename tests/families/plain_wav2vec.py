@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speechssl.loss.future_prediction import FuturePrediction
+
 OLD_DEFAULTS: dict[str, Any] = {
     "arch": "wav2vec", "activation": "relu", "log_compression": True, "skip_connections_agg": True,
     "skip_connections_feat": False, "residual_scale": 0.5, "agg_zero_pad": False, "no_conv_bias": False,
@@ -168,3 +170,30 @@ def _kmeans(x: Tensor, weights: dict[str, Tensor], args: dict[str, Any], _activa
         frames.append(torch.cat(words))
         codes.append(chosen)
     return torch.stack(frames, dim=1), torch.tensor(codes)
+
+
+def plain_future_loss(
+    head: FuturePrediction, context: Tensor, features: Tensor, frames: list[int], others: Tensor
+) -> tuple[float, int, int]:
+    """Pair by pair in double precision, with fairseq's transposed convolution; loss, pairs, pairs that are right."""
+    K, C = head.steps, features.size(2)
+    project = torch.nn.ConvTranspose2d(context.size(2), C, (1, K)).double()
+    with torch.no_grad():
+        project.weight.copy_(head.projection.weight.double().view(K, C, 1, -1).permute(3, 1, 2, 0))
+        project.bias.copy_(head.bias.double())  # type: ignore[union-attr]  # it has one
+        predicted = project(context.double().transpose(1, 2)[..., None])  # (B, C, T, K)
+    z = features.double()
+    loss, pairs, right = 0.0, 0, 0
+    for row, valid in enumerate(frames):
+        for t in range(valid):
+            for step in range(K):
+                ahead = t + head.offset + step
+                if ahead >= valid:
+                    continue
+                h = predicted[row, :, t, step]
+                truth = float(h @ z[row, ahead])
+                false = [float(h @ z[row, int(index)]) for index in others[row, ahead]]
+                loss += math.log1p(math.exp(-truth)) + head.weight * sum(math.log1p(math.exp(s)) for s in false)
+                pairs += 1
+                right += truth > max(false)
+    return loss, pairs, right

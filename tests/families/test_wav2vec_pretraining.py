@@ -1,11 +1,9 @@
 """wav2vec's objective against a slow one written from the paper and fairseq's order of operations."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from plain_wav2vec import plain_future_loss
 
 from speechssl.data.batching import make_generator
 from speechssl.errors import ConfigError
@@ -25,33 +23,6 @@ SMALL = Wav2VecConfig(
 )
 
 
-def plain_loss(
-    head: FuturePrediction, context: Tensor, features: Tensor, frames: list[int], others: Tensor
-) -> tuple[float, int, int]:
-    """Pair by pair in double precision, with fairseq's transposed convolution; loss, pairs, pairs that are right."""
-    K, C = head.steps, features.size(2)
-    project = torch.nn.ConvTranspose2d(context.size(2), C, (1, K)).double()
-    with torch.no_grad():
-        project.weight.copy_(head.projection.weight.double().view(K, C, 1, -1).permute(3, 1, 2, 0))
-        project.bias.copy_(head.bias.double())  # type: ignore[union-attr]  # it has one
-        predicted = project(context.double().transpose(1, 2)[..., None])  # (B, C, T, K)
-    z = features.double()
-    loss, pairs, right = 0.0, 0, 0
-    for row, valid in enumerate(frames):
-        for t in range(valid):
-            for step in range(K):
-                ahead = t + head.offset + step
-                if ahead >= valid:
-                    continue
-                h = predicted[row, :, t, step]
-                truth = float(h @ z[row, ahead])
-                false = [float(h @ z[row, int(index)]) for index in others[row, ahead]]
-                loss += math.log1p(math.exp(-truth)) + head.weight * sum(math.log1p(math.exp(s)) for s in false)
-                pairs += 1
-                right += truth > max(false)
-    return loss, pairs, right
-
-
 @pytest.mark.parametrize("balanced", [False, True])
 def test_the_loss_is_that_of_the_paper_pair_by_pair(balanced: bool) -> None:
     generator = make_generator("future")
@@ -63,7 +34,7 @@ def test_the_loss_is_that_of_the_paper_pair_by_pair(balanced: bool) -> None:
     valid = torch.tensor(frames)
     output = head(context, features, valid, generator=make_generator(1))
     others = sample_other_frames(valid, 17, 6, generator=make_generator(1))
-    loss, pairs, right = plain_loss(head, context, features, frames, others)
+    loss, pairs, right = plain_future_loss(head, context, features, frames, others)
     assert (int(output.sample_size), int(output.metrics["accuracy"])) == (pairs, right)
     assert pairs == sum(max(n - 2 - k, 0) for n in frames for k in range(4))
     assert float(output.loss_sum.detach()) == pytest.approx(loss, rel=1e-6, abs=1e-5)
@@ -160,7 +131,9 @@ def test_frames_beyond_an_utterance_are_neither_scored_nor_drawn() -> None:
         for row, count in enumerate(counts):
             z, valid = upstream.extract_features(waveform[row : row + 1, : lengths[row]], lengths[row : row + 1])
             context = upstream.contextualize(z, valid)
-            loss, *_ = plain_loss(objective.prediction, context, z.transpose(1, 2), [count], others[row : row + 1])
+            loss, *_ = plain_future_loss(
+                objective.prediction, context, z.transpose(1, 2), [count], others[row : row + 1]
+            )
             total += loss
     assert float(output.loss_sum.detach()) == pytest.approx(total, rel=1e-5)
     std = standard_deviation(output.metrics["target_moments"])

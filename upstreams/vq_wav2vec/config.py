@@ -6,7 +6,7 @@ Paper: Baevski et al. 2019, sec. 3 and 5.1, arXiv:1910.05453.
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from speechssl.conv_context.config import ConvContextConfig
+from speechssl.conv_context.config import ConvContextConfig, tiny
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,23 @@ class VqWav2VecConfig(ConvContextConfig):
     """Channels of all groups' codewords together; 0 = `conv_channels`."""
     projection_depth: int = 2
     """Layers that make the logits of the Gumbel softmax."""
+    temperature: tuple[float, float, float] = (2.0, 0.5, 0.999995)
+    """Of the Gumbel softmax in training: at the beginning, the least, and its factor per update."""
+    commitment: float = 0.25
+    """Of k-means in training: weight of the pull of the features towards their codewords, beside that of codewords
+    towards their features."""
 
+
+_TINY = replace(tiny(VqWav2VecConfig()), activation="gelu", shared_codebook=True, temperature=(2.0, 0.5, 0.9995))
 
 PRESETS: dict[str, VqWav2VecConfig] = {
+    "vq_wav2vec_tiny": _TINY,
+    "vq_wav2vec_tiny_kmeans": replace(_TINY, quantizer="kmeans"),
     "vq_wav2vec_gumbel": VqWav2VecConfig(),
     "vq_wav2vec_kmeans": replace(VqWav2VecConfig(), quantizer="kmeans"),
 }
-"""Published as fairseq's vq-wav2vec.pt and vq-wav2vec_kmeans.pt."""
+"""The tiny ones are our own, with the shared codebook and the activation of fairseq's command, and a temperature that
+falls within a short run; the others are published as fairseq's vq-wav2vec.pt and vq-wav2vec_kmeans.pt."""
 
 REPOSITORIES: dict[str, str] = {
     "vq_wav2vec_gumbel": "s3prl/converted_ckpts/vq-wav2vec.pt",

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from speechssl.conv_context.model import ConvContextUpstream
-from speechssl.errors import ConfigError
 from speechssl.lengths import lengths_to_padding_mask
 from speechssl.types import UpstreamOutput
 from speechssl.upstream import Upstream
 from upstreams.vq_wav2vec.config import VqWav2VecConfig
-from upstreams.vq_wav2vec.quantizer import GumbelQuantizer, KmeansQuantizer
+from upstreams.vq_wav2vec.quantizer import KmeansQuantizer, make_quantizer
 
 NO_CODE = -1
 """Stands in codes beyond an utterance's frames."""
@@ -30,7 +29,7 @@ class VqWav2VecUpstream(ConvContextUpstream):
 
     def __init__(self, config: VqWav2VecConfig) -> None:
         super().__init__(config, feature_width=config.codebook_width or config.conv_channels)
-        self.quantizer = _quantizer(config)
+        self.quantizer = make_quantizer(config)
 
     def extract_features(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Runs the frontend, in float32 under autocast too: see `_apply`."""
@@ -39,9 +38,20 @@ class VqWav2VecUpstream(ConvContextUpstream):
 
     def quantize(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, T) -> quantised features (B, codebook width, T) and codes (B, T, G) int64, in float32 likewise."""
+        B, _, T = features.shape
         with torch.autocast(features.device.type, enabled=False):
-            quantized, codes = self.quantizer(features, frames)
-        return quantized, codes
+            flat = self.comparable(features, frames).transpose(1, 2).flatten(0, 1)  # (B * T, C)
+            if torch.is_grad_enabled():
+                output = self.quantizer(flat)
+                quantized, codes = output.quantized, output.codes
+            else:
+                codes = self.quantizer.encode(flat)
+                quantized = self.quantizer.decode(codes)
+        return quantized.view(B, T, -1).transpose(1, 2), codes.view(B, T, -1)
+
+    def comparable(self, features: Tensor, frames: Tensor) -> Tensor:
+        """What the quantizer chooses by, (B, C, T); `frames` are the valid ones, (B,) int64."""
+        return self.quantizer.prepare(features, frames) if isinstance(self.quantizer, KmeansQuantizer) else features
 
     def represent(self, features: Tensor, frames: Tensor) -> Tensor:
         """Quantises: (B, C, T) -> (B, codebook width, T)."""
@@ -105,11 +115,3 @@ class _Codes(Upstream):
 def build(config: VqWav2VecConfig) -> VqWav2VecUpstream:
     """Makes the model with random weights."""
     return VqWav2VecUpstream(config)
-
-
-def _quantizer(config: VqWav2VecConfig) -> GumbelQuantizer | KmeansQuantizer:
-    if config.quantizer == "gumbel":
-        return GumbelQuantizer(config)
-    if config.quantizer == "kmeans":
-        return KmeansQuantizer(config)
-    raise ConfigError(f"`quantizer` must be 'gumbel' or 'kmeans', but is '{config.quantizer}'.")
