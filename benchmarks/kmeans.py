@@ -12,7 +12,7 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 
 from speechssl.data.batching import make_generator
-from speechssl.targets.kmeans import KMeansConfig, fit_kmeans
+from speechssl.targets.lloyd import KMeansConfig, fit_kmeans
 
 
 def make_frames(frames: int, size: int) -> torch.Tensor:

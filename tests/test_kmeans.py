@@ -10,14 +10,14 @@ from torch import Tensor
 
 from speechssl.data.batching import make_generator
 from speechssl.errors import SpeechsslError
-from speechssl.targets.kmeans import (
-    KMeans,
+from speechssl.targets.kmeans import KMeans, Scores, load_kmeans, nearest
+from speechssl.targets.lloyd import (
     KMeansConfig,
     fit_kmeans,
     initial_centroids,
     lloyd_pass,
-    load_kmeans,
-    nearest,
+    lloyd_stream,
+    minibatch_pass,
 )
 
 
@@ -58,6 +58,51 @@ def test_equal_generators_give_equal_centroids() -> None:
     ]
     assert torch.equal(fits[0], fits[1])
     assert not torch.equal(fits[0], fits[2])
+
+
+def test_wide_frames_are_seeded_in_a_projection_and_end_as_well() -> None:
+    lift = torch.randn(12, 400, generator=make_generator(5)) / 400**0.5
+    features = _frames() @ lift + 100.0  # far from the origin, as hidden states with an outlying dimension are
+    _, inertia = fit_kmeans(features, KMeansConfig(clusters=40), generator=make_generator(1))
+    reference = SklearnKMeans(40, n_init=3, random_state=0).fit(features.double().numpy()).inertia_ / len(features)
+    assert inertia < 1.04 * reference
+
+
+def test_a_stream_in_chunks_moves_the_centroids_as_one_tensor_does() -> None:
+    features = _frames()
+    start = features[:20].clone()
+    whole = lloyd_pass(features, start, generator=make_generator(0))
+    chunks = lloyd_stream(features.split(777), start, generator=make_generator(0))
+    torch.testing.assert_close(whole, chunks, rtol=0, atol=1e-5)
+
+
+def test_mini_batches_move_each_centroid_to_the_mean_of_all_it_has_seen() -> None:
+    features = _frames(900)
+    centroids, counts = features[:7].clone(), torch.zeros(7)
+    expected, seen = centroids.clone().double(), [0] * 7
+    for chunk in features.split(250):
+        codes = torch.cdist(chunk.double(), expected).argmin(dim=1)
+        for frame, code in zip(chunk.double(), codes.tolist(), strict=True):
+            seen[code] += 1
+            expected[code] += (frame - expected[code]) / seen[code]
+    moved, total = minibatch_pass(features.split(250), centroids, counts)
+    torch.testing.assert_close(moved.double(), expected, rtol=0, atol=1e-4)
+    assert total.tolist() == seen
+
+
+def test_bfloat16_compares_nearly_as_well() -> None:
+    features, centroids = _frames(2000) + 50.0, _frames(40) + 50.0
+    exact, _ = nearest(features, centroids)
+    codes, distance = Scores(centroids, dtype=torch.bfloat16)(features)
+    assert (codes == exact).float().mean() > 0.95
+    chosen = (features - centroids[codes]).square().sum(dim=1)
+    torch.testing.assert_close(distance, chosen, rtol=0.05, atol=1.0)
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    before = torch.random.get_rng_state()
+    fit_kmeans(_frames(500), KMeansConfig(clusters=9), generator=make_generator(0))
+    assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_a_centroid_without_frames_restarts() -> None:

@@ -1,5 +1,6 @@
 """`speechssl cluster`: k-means labels for pre-training."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,14 @@ def command(
     ] = None,
     fraction: Annotated[float, typer.Option(help="Share of the audio that is fitted on.")] = 0.1,
     sample_hours: Annotated[float | None, typer.Option(help="Hours that are fitted on, instead of a fraction.")] = None,
-    max_frames: Annotated[int, typer.Option(help="Most frames that are fitted on; bounds the memory.")] = 500_000,
+    max_frames: Annotated[int, typer.Option(help="Most frames that are fitted on in memory.")] = 500_000,
+    minibatch_passes: Annotated[
+        int, typer.Option(help="Mini-batch passes over all frames of that share, made anew each time.")
+    ] = 0,
+    corpus_passes: Annotated[int, typer.Option(help="Lloyd's passes over them, after those.")] = 0,
+    fairseq: Annotated[
+        bool, typer.Option("--fairseq", help="Also write SPLIT.km, SPLIT.tsv and dict.km.txt, as fairseq reads them.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Decides the sample and the first centroids.")] = 0,
     precision: Annotated[str, typer.Option(help="float32 or bf16.")] = "float32",
     batch_seconds: Annotated[float, typer.Option(help="Seconds of audio per batch.")] = 120.0,
@@ -28,6 +36,9 @@ def command(
     ] = False,
 ) -> None:
     """Fit k-means on a layer's features and label a corpus with it; an interrupted run goes on by itself.
+
+    Features are made where they are needed and never written. Several processes or GPUs share the work:
+    torchrun --nproc-per-node=8 -m speechssl cluster --device cuda ...
 
     Example: speechssl cluster --upstream mfcc --corpus data/demo --clusters 100 -o exp/mfcc
     """
@@ -41,7 +52,8 @@ def command(
     from speechssl.extraction import Precision
     from speechssl.loading import load_upstream
     from speechssl.targets.cluster import ClusterConfig, cluster
-    from speechssl.targets.kmeans import KMeansConfig
+    from speechssl.targets.fairseq_labels import write_fairseq_labels
+    from speechssl.targets.lloyd import KMeansConfig
 
     if precision not in ("float32", "bf16"):
         raise ConfigError(f"`--precision` must be float32 or bf16, but is '{precision}'.")
@@ -55,11 +67,20 @@ def command(
         kmeans=KMeansConfig(clusters=clusters),
         fraction=fraction,
         max_frames=max_frames,
+        minibatch_passes=minibatch_passes,
+        corpus_passes=corpus_passes,
         seed=seed,
         batch_seconds=batch_seconds,
         precision=cast(Precision, precision),
     )
-    outcome = cluster(load_upstream(upstream, device=device), opened, output, config, splits=splits, skip_bad=skip_bad)
+    local = os.environ.get("LOCAL_RANK")
+    place = f"cuda:{local}" if device == "cuda" and local is not None else device
+    outcome = cluster(load_upstream(upstream, device=place), opened, output, config, splits=splits, skip_bad=skip_bad)
+    if local not in (None, "0"):
+        return
+    if fairseq:
+        for name, labels in outcome.labels.items():
+            write_fairseq_labels(labels, opened.utterances(name), output, split=name)
     table = Table("split", "utterances", "codes", "label rate (Hz)", "clusters", "code perplexity", "inertia")
     for name, labels in outcome.labels.items():
         table.add_row(

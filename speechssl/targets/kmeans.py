@@ -1,12 +1,9 @@
-"""k-means for frame labels: k-means++ on a subsample, some Lloyd passes over subsamples, then a few over everything.
+"""k-means for frame labels: what is fitted, saved and assigned; how it is fitted stands in `lloyd.py`.
 
 N frames, D width, K clusters.
-Ten sub-sampled and five full passes reach the inertia of scikit-learn's MiniBatchKMeans with fairseq's settings in a
-fraction of its time (`benchmarks/kmeans.py`).
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,21 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from speechssl.checkpoint import save_tensors, write_json
+from speechssl.encoder.linear import Linear
 from speechssl.errors import SpeechsslError
 
 FORMAT = 1
-CHUNK = 8192  # frames per distance matrix: it stays in the cache
-
-
-@dataclass(frozen=True)
-class KMeansConfig:
-    """How the centroids are found."""
-
-    clusters: int = 100
-    subsampled_passes: int = 10
-    full_passes: int = 5
-    subsample: int = 100
-    """Frames per cluster in a sub-sampled pass; HuBERT's MiniBatchKMeans sees 10 000 per step."""
+CHUNK = 4096
+"""Frames per distance matrix: it stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -76,96 +64,40 @@ def load_kmeans(folder: Path) -> KMeans:
         ) from error
 
 
-def fit_kmeans(features: Tensor, config: KMeansConfig, *, generator: torch.Generator) -> tuple[KMeans, float]:
-    """Fits centroids.
-
-    Args:
-        features: (N, D) float32 with N >= clusters.
-        generator: decides subsamples, first centroids and restarts; equal generators give equal centroids.
-
-    Returns:
-        the k-means and its inertia: the mean squared distance of a frame to its centroid.
-    """
-    if config.clusters < 1:
-        raise SpeechsslError(f"`clusters` must be >= 1, but is {config.clusters}.")
-    if len(features) < config.clusters:
-        raise SpeechsslError(
-            f"{config.clusters} clusters need as many frames, but there are {len(features)}: "
-            "ask for fewer clusters or a larger sample."
-        )
-    size = config.clusters * config.subsample
-
-    def sample() -> Tensor:
-        return features[torch.randperm(len(features), generator=generator)[:size]]
-
-    centroids = initial_centroids(sample(), config.clusters, generator=generator)
-    for _ in range(config.subsampled_passes):
-        centroids = lloyd_pass(sample(), centroids, generator=generator)
-    for _ in range(config.full_passes):
-        centroids = lloyd_pass(features, centroids, generator=generator)
-    inertia = nearest(features, centroids)[1].double().mean().item()
-    return KMeans(centroids), inertia
-
-
-def initial_centroids(features: Tensor, clusters: int, *, generator: torch.Generator) -> Tensor:
-    """Greedy k-means++: of a few candidates drawn by squared distance, the one that lowers the inertia most stays.
-
-    Args:
-        features: (N, D).
-
-    Returns:
-        (K, D).
-
-    Paper: Arthur and Vassilvitskii 2007, "k-means++: the advantages of careful seeding".
-    """
-    trials = 2 + int(math.log(clusters))
-    norms = features.square().sum(dim=1)  # (N,)
-    chosen = [int(torch.randint(len(features), (1,), generator=generator))]
-    closest = (features - features[chosen[0]]).square().sum(dim=1)  # (N,)
-    for _ in range(clusters - 1):
-        if not bool(closest.sum() > 0):
-            closest = torch.ones_like(closest)  # fewer distinct frames than clusters: any frame will do
-        candidates = torch.multinomial(_drawable(closest), trials, replacement=True, generator=generator)
-        distance = norms[:, None] - 2 * features @ features[candidates].T + norms[candidates]  # (N, trials)
-        distance = torch.minimum(distance.clamp_(min=0), closest[:, None])
-        best = int(distance.sum(dim=0).argmin())
-        chosen.append(int(candidates[best]))
-        closest = distance[:, best]
-    return features[chosen].clone()
-
-
-def lloyd_pass(features: Tensor, centroids: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Moves every centroid to the mean of its frames; one without frames restarts at a frame far from its centroid.
-
-    Args:
-        features: (N, D).
-        centroids: (K, D).
-
-    Returns:
-        (K, D).
-    """
-    codes, distance = nearest(features, centroids)
-    sums = torch.zeros_like(centroids).index_add_(0, codes, features)
-    counts = torch.bincount(codes, minlength=len(centroids))
-    moved = sums / counts.clamp(min=1)[:, None]
-    empty = (counts == 0).nonzero().squeeze(1)
-    if len(empty):
-        weights = _drawable(distance + 1e-12)
-        moved[empty] = features[torch.multinomial(weights, len(empty), generator=generator)]
-    return moved
-
-
 def nearest(features: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest centroid of each frame and its squared distance: (N, D) -> (N,) int64, (N,) float32."""
-    norms = centroids.square().sum(dim=1)  # (K,)
-    codes, distances = [], []
-    for chunk in torch.split(features, CHUNK):
-        score, code = torch.addmm(norms, chunk, centroids.T, alpha=-2).min(dim=1)  # |c|^2 - 2 x.c, the same order
-        codes.append(code)
-        distances.append((score + chunk.square().sum(dim=1)).clamp_(min=0))
-    return torch.cat(codes), torch.cat(distances)
+    scores = Scores(centroids)
+    found = [scores(chunk) for chunk in torch.split(features, CHUNK)]
+    return torch.cat([codes for codes, _ in found]), torch.cat([distance for _, distance in found])
 
 
-def _drawable(weights: Tensor) -> Tensor:
-    """At most 2^24 weights, which is what torch.multinomial takes."""
-    return weights[: 2**24]
+class Scores:
+    """Compares frames with centroids by one matrix product, in float32 or, for a first approximation, in bfloat16.
+
+    |x - c|^2 = |x|^2 - 2 x.c + |c|^2, about a common `centre`: far from the origin the differences would be lost to
+    rounding.
+    """
+
+    def __init__(self, centroids: Tensor, *, dtype: torch.dtype = torch.float32, centre: Tensor | None = None) -> None:
+        """
+        Args:
+            centroids: (K, D) float32.
+            centre: (D,) such as the mean of the frames; None = the centroids' mean.
+        """
+        self.centre = centroids.mean(dim=0) if centre is None else centre
+        self.dtype = dtype
+        shifted = centroids - self.centre
+        clusters, width = centroids.shape
+        # Made without memory first: fresh weights would be drawn from the global generator.
+        self.product = Linear(width, clusters, dtype=dtype, device="meta").to_empty(device=centroids.device)
+        with torch.no_grad():
+            self.product.weight.copy_(-2 * shifted)
+            self.product.bias.copy_(shifted.square().sum(dim=1))
+
+    @torch.no_grad()
+    def __call__(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) -> the nearest centroid (N,) int64 and its squared distance (N,) float32."""
+        shifted = features - self.centre
+        with torch.autocast(features.device.type, enabled=False):
+            score, codes = self.product(shifted.to(self.dtype)).min(dim=1)
+        return codes, (score.float() + shifted.square().sum(dim=1)).clamp_(min=0)
