@@ -50,12 +50,11 @@ class EmaTeacher(nn.Module):
         copied: list[tuple[Tensor, Tensor]] = []
         for name, own in self.module.named_parameters():
             (copied if name.startswith(self.copied) else followed).append((own, _as_own(theirs[name], own)))
-        buffers = dict(student.named_buffers())
-        copied += [(own, _as_own(buffers[name], own)) for name, own in self.module.named_buffers()]
-        if followed:
-            torch._foreach_lerp_([own for own, _ in followed], [other for _, other in followed], 1.0 - decay)
-        if copied:
-            torch._foreach_copy_([own for own, _ in copied], [other for _, other in copied])
+        for pairs, weight in ((followed, 1.0 - decay), (copied, 1.0)):
+            if pairs:  # with the weight 1 this copies, also where torch can't copy lists of sharded tensors
+                torch._foreach_lerp_([own for own, _ in pairs], [other for _, other in pairs], weight)
+        for own, other in zip(self.module.buffers(), student.buffers(), strict=True):
+            own.copy_(_as_own(other, own))
 
 
 def _as_own(other: Tensor, own: Tensor) -> Tensor:
