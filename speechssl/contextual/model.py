@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch import rand as uniform
 
 from speechssl.contextual.config import ContextualConfig
+from speechssl.encoder.dropout import Dropout
 from speechssl.encoder.linear import Linear
 from speechssl.encoder.transformer import EncoderConfig, TransformerEncoder
 from speechssl.errors import ConfigError
@@ -48,7 +49,7 @@ class ContextualUpstream(Upstream):
         self.feature_width = width
         self.feature_norm = nn.LayerNorm(self.feature_width) if config.feature_norm else nn.Identity()
         self.projection = Linear(self.feature_width, config.width)
-        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.input_dropout = Dropout(config.input_dropout)
         self.mask_embedding = nn.Parameter(uniform(config.width))
         self.encoder = self.make_encoder(config)
 
@@ -154,12 +155,19 @@ class ContextualUpstream(Upstream):
         *,
         layers: frozenset[int],
         mask: Tensor | None = None,
+        channel_mask: Tensor | None = None,
         skipped_blocks: frozenset[int] = frozenset(),
     ) -> dict[int, Tensor]:
-        """Drops out, hides the masked frames and encodes what `project` made, (B, T, D); see `encode`."""
+        """Drops out, hides the masked frames and encodes what `project` made, (B, T, D); see `encode`.
+
+        Args:
+            channel_mask: (B, D) bool, True = 0 in all frames, the masked ones too.
+        """
         x = self.input_dropout(x)
         if mask is not None:
             x = x.masked_fill(mask[:, :, None], 0.0) + mask[:, :, None] * self.mask_embedding.to(x.dtype)
+        if channel_mask is not None:
+            x = x.masked_fill(channel_mask[:, None, :], 0.0)
         return self.encoder(x, padding_mask, layers=layers, skipped_blocks=skipped_blocks)  # type: ignore[no-any-return]
 
     def compute(self, waveform: Tensor, lengths: Tensor, layers: frozenset[int]) -> dict[int, Tensor]:
