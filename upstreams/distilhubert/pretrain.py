@@ -164,7 +164,7 @@ def _initialize(student: Upstream, teacher: Upstream) -> None:
                 found = "is absent" if name not in given else f"has shape {tuple(given[name].shape)}"
                 raise ConfigError(
                     f"The student starts with weights of its teacher, but '{name}' {found} in '{teacher.name}', and "
-                    f"{tuple(value.shape)} in the student: make their shapes equal, or set `objective.initialize=false`."
+                    f"{tuple(value.shape)} in the student: make the shapes equal, or set `objective.initialize=false`."
                 )
             state[name] = given[name]
     student.load_state_dict(state, strict=False)
