@@ -17,6 +17,8 @@ from speechssl.errors import SpeechsslError
 
 PREFIXES = ("w2v_encoder.w2v_model.", "w2v_model.", "encoder.w2v_model.")
 """Of the upstream inside a model that was fine-tuned."""
+TEACHER = ("_ema", "_pre_encoder")
+"""Beginnings of names with the weights of data2vec's and DinoSR's teachers below them, which are not the upstream's."""
 FAIRSEQ2 = "encoder_frontend."
 """In names of fairseq2, whose checkpoints hold no settings."""
 
@@ -64,8 +66,8 @@ def open_fairseq(content: Any, *, origin: str) -> FairseqCheckpoint:
     if not isinstance(content, Mapping):
         raise SpeechsslError(f"{origin} holds no mapping, so it is no checkpoint of fairseq: check the file.")
     state = content.get("model", content.get("model_weight"))
-    if isinstance(state, Mapping):  # the teacher of data2vec, weights below one name, is no part of the upstream
-        state = {k: v for k, v in state.items() if k.rsplit(".", 1)[-1] != "_ema"}
+    if isinstance(state, Mapping):
+        state = {k: v for k, v in state.items() if not k.rsplit(".", 1)[-1].startswith(TEACHER)}
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise SpeechsslError(f"{origin} holds no weights under 'model' or 'model_weight': check the file.")
     model, task = _sections(content)

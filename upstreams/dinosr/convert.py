@@ -1,9 +1,6 @@
 """The format that DinoSR comes in: fairseq's, with the state of its training beside the weights."""
 
-from collections.abc import Mapping
 from typing import Any
-
-from torch import Tensor
 
 from speechssl.contextual import fairseq_names
 from speechssl.contextual.formats import OPTIONAL
@@ -13,8 +10,6 @@ from upstreams.dinosr.config import DinoSRConfig
 
 HEADS = ("heads.", "final_proj.", "_codebook", "num_updates")
 """Beginnings of names that are no part of the upstream: prediction heads, and the sums and counts of the codebooks."""
-COPIES = "_pre_encoder"
-"""Mappings of weights beside the weights: the teacher's own frontend, where it has one."""
 
 
 class DinoSRFormats(Formats):
@@ -24,21 +19,12 @@ class DinoSRFormats(Formats):
         """Reads the student, as the official code does for features; teacher and codebooks are left out."""
         if not is_fairseq(content) or not has_settings(content):
             return None
-        checkpoint = open_fairseq(_without_copies(content), origin=origin)
+        checkpoint = open_fairseq(content, origin=origin)
         if checkpoint.architecture != "dinosr":
             return None
         config = fairseq_names.config_from_fairseq(checkpoint, DinoSRConfig, origin=origin)
-        state: Mapping[str, Tensor] = fairseq_names.rename_weights(checkpoint.state, heads=HEADS)
+        state = fairseq_names.rename_weights(checkpoint.state, heads=HEADS)
         return ForeignModel(config, state, OPTIONAL, fairseq_names.their_name)
-
-
-def _without_copies(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: {k: v for k, v in value.items() if not str(k).rsplit(".", 1)[-1].startswith(COPIES)}
-        if key in ("model", "model_weight") and isinstance(value, Mapping)
-        else value
-        for key, value in content.items()
-    }
 
 
 FORMATS = DinoSRFormats()
