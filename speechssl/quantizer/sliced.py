@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from speechssl.errors import ConfigError
 from speechssl.quantizer.base import Quantizer, QuantizerOutput
+from speechssl.quantizer.codebook import check_codes, check_frames
 from speechssl.quantizer.gumbel import GumbelQuantizer
 
 
@@ -40,7 +41,7 @@ class SlicedGumbelQuantizer(Quantizer):
 
     def forward(self, frames: Tensor, *, generator: torch.Generator | None = None) -> QuantizerOutput:
         """See `Quantizer.forward`; (N, D) -> (N, D)."""
-        parts = frames.chunk(self.groups, dim=1)
+        parts = check_frames(frames, self.width).chunk(self.groups, dim=1)
         made = [q(part, generator=generator) for q, part in zip(self.slices, parts, strict=True)]
         return QuantizerOutput(
             torch.cat([m.quantized for m in made], dim=1),
@@ -52,12 +53,12 @@ class SlicedGumbelQuantizer(Quantizer):
 
     def encode(self, frames: Tensor) -> Tensor:
         """See `Quantizer.encode`."""
-        parts = frames.chunk(self.groups, dim=1)
+        parts = check_frames(frames, self.width).chunk(self.groups, dim=1)
         return torch.cat([q.encode(part) for q, part in zip(self._quantizers(), parts, strict=True)], dim=1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """See `Quantizer.decode`."""
-        columns = codes.split(1, dim=1)
+        columns = check_codes(codes, self.groups, self.entries).split(1, dim=1)
         return torch.cat([q.decode(column) for q, column in zip(self._quantizers(), columns, strict=True)], dim=1)
 
     def _quantizers(self) -> list[GumbelQuantizer]:

@@ -24,6 +24,7 @@ from speechssl.quantizer.mel_rvq import MelRvqConfig, MelRvqQuantizer
 from speechssl.quantizer.nearest_neighbour import NearestNeighbourConfig, NearestNeighbourQuantizer
 from speechssl.quantizer.random_projection import RandomProjectionConfig, RandomProjectionQuantizer
 from speechssl.quantizer.residual import ResidualConfig, ResidualQuantizer
+from speechssl.quantizer.sliced import SlicedGumbelQuantizer
 from speechssl.targets.kmeans import KMeans
 
 WIDTH, ENTRIES = 4, 16
@@ -99,6 +100,10 @@ CASES = {
     "gumbel": Case(
         lambda: GumbelQuantizer(WIDTH, output_width=6, groups=2, entries=ENTRIES), "some",
         spread=0.4,  # of weights that no diversity loss has seen
+    ),
+    "sliced_gumbel": Case(
+        lambda: SlicedGumbelQuantizer(WIDTH, groups=2, entries=ENTRIES, temperature=1.0), "some",
+        spread=0.2,  # likewise
     ),
 }  # fmt: skip
 
