@@ -9,7 +9,7 @@ from torch import Tensor
 
 from speechssl.data.batching import make_generator
 from speechssl.errors import SpeechsslError
-from speechssl.loss.masked_prediction import MaskedPrediction, cosine_logits, features_penalty
+from speechssl.loss.masked_prediction import LinearPrediction, MaskedPrediction, cosine_logits, features_penalty
 from speechssl.metric.codes import perplexity
 
 
@@ -118,3 +118,23 @@ def test_unit_label_embeddings_begin_apart_and_uniform_ones_alike() -> None:
         assert length == pytest.approx(1.0 if init == "unit" else (64 / 3) ** 0.5, rel=0.1)
     assert similarity["uniform"] == pytest.approx(0.75, abs=0.03)
     assert similarity["unit"] == pytest.approx(0.0, abs=0.03)
+
+
+def test_the_linear_head_is_a_plain_softmax_over_each_label_set() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = LinearPrediction(12, num_labels=[7, 5], temperature=0.5)
+    hidden = torch.randn(30, 12, generator=make_generator(1))
+    codes = [torch.randint(k, (30,), generator=make_generator(k)) for k in (7, 5)]
+    scores = hidden @ head.final_proj.weight.T + head.final_proj.bias
+    parts = (scores[:, :7] / 0.5, scores[:, 7:] / 0.5)
+    output = head(hidden, codes)
+    expected = sum(F.cross_entropy(p, c, reduction="sum") for p, c in zip(parts, codes, strict=True))
+    torch.testing.assert_close(output.loss_sum, expected, rtol=1e-5, atol=1e-5)
+    hits = sum((p.argmax(1) == c).sum() for p, c in zip(parts, codes, strict=True)) / 2
+    assert output.metrics["accuracy"].item() == pytest.approx(hits.item())
+    masked = torch.arange(30) < 10
+    part = head(hidden, codes, masked=masked, unmasked_weight=0.25)
+    apart = head(hidden[:10], [c[:10] for c in codes]), head(hidden[10:], [c[10:] for c in codes])
+    torch.testing.assert_close(part.loss_sum, apart[0].loss_sum + 0.25 * apart[1].loss_sum)
+    assert part.sample_size.item() == 10
