@@ -47,7 +47,7 @@ PRETRAIN_PRESETS: dict[str, ApcPretrainConfig] = {
 
 _TRAIN = PretrainConfig(
     steps=879_000,
-    batch_seconds=120.0,
+    batch_seconds=121.0,
     max_batch=8,
     batches_per_step=4,
     min_seconds=2.0,

@@ -47,7 +47,7 @@ PRETRAIN_PRESETS: dict[str, TeraPretrainConfig] = {
 
 _TRAIN = PretrainConfig(
     steps=1_000_000,
-    batch_seconds=120.0,
+    batch_seconds=121.0,
     max_batch=8,
     batches_per_step=4,
     min_seconds=2.0,
@@ -64,7 +64,7 @@ _TRAIN = PretrainConfig(
 TRAIN_PRESETS: dict[str, PretrainConfig] = {
     **dict.fromkeys(PRESETS, _TRAIN),
     "tera_base_100h": replace(_TRAIN, steps=200_000),
-    "tera_fbank_base": replace(_TRAIN, steps=200_000),
+    "tera_fbank_base": replace(_TRAIN, steps=200_000, max_seconds=15.015),
     "tera_mockingjay_large": replace(_TRAIN, steps=500_000, max_seconds=4.99, batch_seconds=40.0),
 }
 
