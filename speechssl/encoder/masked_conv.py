@@ -140,7 +140,8 @@ class MaskedConvEncoder(nn.Module):
             layer -> (B, T, C or D), layer 0 the input.
         """
         wanted = frozenset(layers)
-        states, outputs = {0: features}, []
+        states = {0: features}
+        outputs: list[Tensor] = []
         x = features.transpose(1, 2)  # (B, C, T)
         for index, block in enumerate(self.blocks[: max(wanted)]):
             if index + 1 == len(self.blocks):
@@ -153,7 +154,7 @@ class MaskedConvEncoder(nn.Module):
 
 
 def _activation(name: str) -> Callable[[Tensor], Tensor]:
-    known = {"relu": F.relu, "tanh": torch.tanh}
+    known: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh": torch.tanh}
     if name not in known:
         raise ConfigError(f"`activation` must be 'relu' or 'tanh', but is '{name}'.")
     return known[name]

@@ -58,7 +58,7 @@ class SlicedGumbelQuantizer(Quantizer):
 
     def decode(self, codes: Tensor) -> Tensor:
         """See `Quantizer.decode`."""
-        columns = check_codes(codes, self.groups, self.entries).split(1, dim=1)
+        columns = check_codes(codes, self.groups, self.entries).chunk(self.groups, dim=1)
         return torch.cat([q.decode(column) for q, column in zip(self._quantizers(), columns, strict=True)], dim=1)
 
     def _quantizers(self) -> list[GumbelQuantizer]:
