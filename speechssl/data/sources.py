@@ -20,8 +20,8 @@ from speechssl.files import default_folder
 from speechssl.progress import progress
 
 logger = logging.getLogger(__name__)
-SMALL = 8e6
-"""Bytes of a manifest up to which it is read anew each time, in about a second, rather than indexed."""
+SMALL = 2e6
+"""Bytes of a manifest up to which it is read anew each time, in a second or two, rather than indexed."""
 
 
 @dataclass(frozen=True)

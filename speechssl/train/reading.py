@@ -30,7 +30,8 @@ class AudioStore:
         """
         Args:
             sample_rate: Hz; audio at another rate is resampled.
-            cache_gb: they are kept as 16-bit samples once read if all take up to this; 10^9 bytes.
+            cache_gb: they are kept as 16-bit samples once read if all take up to this; 10^9 bytes. What is at another
+                rate is resampled whole then, and stretch by stretch otherwise: the edges of stretches differ a little.
             rows: those that will be read; None = all.
 
         Raises:

@@ -1,0 +1,659 @@
+"""What pre-training reads: manifests, Shar folders, several corpora; balance, noise, transcripts; and bad input."""
+
+import gzip
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import CutSet
+from lhotse.shar import SharWriter
+
+from speechssl.audio import audio_info, content_hash, read_audio
+from speechssl.data import sources
+from speechssl.data.balance import Balance
+from speechssl.data.batching import OPEN_SHARDS, BatchStream, make_generator
+from speechssl.data.corpus import open_corpus
+from speechssl.data.indexed import ListedIndex, MappedIndex, UtteranceIndex
+from speechssl.data.shar import iterate_shar
+from speechssl.data.sources import join_sources, open_source
+from speechssl.data.strings import StringTable, find_all
+from speechssl.errors import ConfigError, ManifestError, SpeechsslError
+from speechssl.loading import load_upstream
+from speechssl.targets.labels import UtteranceLabels, label_path, load_labels, make_label_set
+from speechssl.train.config import PretrainConfig
+from speechssl.train.data import PretrainDataset
+from speechssl.train.inputs import open_data, open_noise
+from speechssl.train.loading import load_batches
+from speechssl.train.metrics import read_log
+from speechssl.train.run import pretrain
+from speechssl.train.selection import CropConfig, TranscriptConfig
+from speechssl.types import Utterance
+
+CROP = CropConfig(16_000, 50.0, min_seconds=0.5, max_seconds=1.0, seed=3)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Indexes of manifests of any size go here."""
+    monkeypatch.setenv("SPEECHSSL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sources, "SMALL", 0)
+    return tmp_path / "cache" / "manifests"
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training cuts of the tiny corpus with absolute paths, in a file of their own."""
+    path = tmp_path_factory.mktemp("manifest") / "cuts.jsonl.gz"
+    cuts = CutSet.from_file(tiny_corpus / "manifests" / "train.jsonl.gz")
+    cuts.with_recording_path_prefix(tiny_corpus).to_file(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def shar(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in archives of ten cuts."""
+    folder = tmp_path_factory.mktemp("shar")
+    with SharWriter(str(folder), fields={"recording": "flac"}, shard_size=10) as writer:
+        for cut in CutSet.from_file(manifest):
+            writer.write(cut)
+    return folder
+
+
+def _dataset(utterances: Sequence[Utterance] | UtteranceIndex, **changes: object) -> PretrainDataset:
+    options = {"cache_gb": 0.0, **changes}
+    return PretrainDataset(utterances, [], options.pop("crop", CROP), **options)  # type: ignore[arg-type]  # shorthand
+
+
+def _items(dataset: PretrainDataset, count: int, config: PretrainConfig | None = None) -> list[torch.Tensor]:
+    stream = dataset.stream(config or PretrainConfig(batch_seconds=5.0))
+    return [b.inputs.waveform for b in load_batches(dataset, islice(stream, count), num_workers=0)]
+
+
+# Sources
+
+
+def test_a_manifest_and_shar_give_what_the_prepared_corpus_gives(
+    tiny_corpus: Path, manifest: Path, shar: Path, cache: Path
+) -> None:
+    prepared = open_source(tiny_corpus, "train")
+    others = [open_source(manifest, "train"), open_source(shar, "train")]
+    assert isinstance(prepared.index, MappedIndex)
+    assert others[1].index.shards is not None
+    expected = open_corpus(tiny_corpus).utterances("train")
+    assert list(prepared.index) == expected
+    for source in others:
+        assert source.index.ids == [u.id for u in expected]
+        for found, wanted in zip(source.index, expected, strict=True):
+            assert (found.labels, found.duration) == (wanted.labels, wanted.duration)
+            assert torch.equal(read_audio(found.path), read_audio(wanted.path))
+    assert prepared.fingerprint == open_corpus(tiny_corpus).fingerprint
+    assert len(list(cache.glob("*/meta.json"))) == 3
+
+
+def test_what_lhotse_reads_from_shar_in_order_is_read_at_random(shar: Path) -> None:
+    lines = dict((u.id, u) for _, u in iterate_shar(shar))
+    for cut in CutSet.from_shar(in_dir=shar):
+        path = lines[cut.id].path
+        np.testing.assert_array_equal(read_audio(path).numpy(), cut.load_audio()[0])
+        assert audio_info(path).frames == cut.num_samples
+    assert len({content_hash(u.path) for u in lines.values()}) == len(lines)
+
+
+def test_an_index_is_made_once_and_again_when_the_manifest_changes(
+    manifest: Path, tmp_path: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cuts.jsonl.gz"
+    shutil.copy(manifest, path)
+    first = open_source(path, "train")
+    assert "Indexing" in capfd.readouterr().err
+    again = open_source(path, "train")
+    assert "Indexing" not in capfd.readouterr().err
+    assert again.fingerprint == first.fingerprint
+    lines = gzip.decompress(manifest.read_bytes()).splitlines(keepends=True)
+    path.write_bytes(gzip.compress(b"".join(lines[1:])))
+    shorter = open_source(path, "train")
+    assert len(shorter.index) == len(first.index) - 1
+    assert shorter.fingerprint != first.fingerprint
+    assert first.index[0].id != shorter.index[0].id  # the old files are still there for who has them open
+    assert [p.name for p in cache.iterdir() if p.is_dir()] == [shorter.index.folder.name]  # type: ignore[attr-defined]
+
+
+def test_small_manifests_are_not_indexed_and_have_the_same_fingerprint(
+    manifest: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexed = open_source(manifest, "train")
+    monkeypatch.setattr(sources, "SMALL", 1e9)
+    listed = open_source(manifest, "train")
+    assert isinstance(listed.index, ListedIndex)
+    assert listed.fingerprint == indexed.fingerprint
+    assert list(listed.index) == list(indexed.index)
+
+
+def test_an_index_is_pickled_by_its_folder(manifest: Path, cache: Path) -> None:
+    index = open_source(manifest, "train").index
+    text = pickle.dumps(index)
+    assert len(text) < 400
+    assert list(pickle.loads(text)) == list(index)
+
+
+def test_batches_of_shar_come_from_few_archives_at_a_time(shar: Path) -> None:
+    shards = np.repeat(np.arange(40, dtype=np.int32), 25)
+    durations = 1 + 10 * torch.rand(1000, generator=make_generator(0)).double().numpy()
+    stream = BatchStream(durations, batch_seconds=30.0, seed=1, shards=shards)
+    plan = stream.plan(0)
+    assert sorted(plan.items.tolist()) == list(range(1000))
+    opened: list[set[int]] = []
+    for number in range(len(plan)):
+        own = set(shards[plan.indices(number)].tolist())
+        if not opened or len(opened[-1] | own) > OPEN_SHARDS:
+            opened.append(set())
+        opened[-1] |= own
+    assert len(opened) == 3  # 40 archives in groups of 16
+    assert not np.array_equal(plan.items, stream.plan(1).items)
+
+
+# Lookups
+
+
+def test_labels_are_found_in_any_order_and_of_several_corpora(tiny_corpus: Path, tmp_path: Path, cache: Path) -> None:
+    first = open_source(tiny_corpus, "train")
+    shutil.copytree(tiny_corpus, tmp_path / "other")
+    info = json.loads((tmp_path / "other" / "corpus.json").read_text())
+    (tmp_path / "other" / "corpus.json").write_text(json.dumps({**info, "fingerprint": "f" * 64}))
+    second = open_source(tmp_path / "other", "dev")
+    joined = join_sources([first, second])
+    sets = []
+    for number, source in enumerate((first, second)):
+        ids = [u.id for u in source.index]
+        order = torch.randperm(len(ids), generator=make_generator(number)).tolist()
+        codes = {ids[n]: torch.arange(n, n + 5) + 100 * number for n in order[1:]}
+        made = make_label_set(codes, num_labels=500, label_rate=50.0, corpus=source.fingerprint, origin="o")
+        made.save(tmp_path / f"{number}.safetensors")
+        sets.append((load_labels(tmp_path / f"{number}.safetensors"), order[0]))
+    labels = UtteranceLabels([s for s, _ in sets], joined)
+    lengths = labels.lengths()
+    assert [n for n in range(len(joined)) if lengths[n] < 0] == [sets[0][1], len(first.index) + sets[1][1]]
+    for number in range(len(joined)):
+        own = number if number < len(first.index) else number - len(first.index) + 100
+        if lengths[number] >= 0:
+            assert labels.codes(number, 1, 4).tolist() == [own + 1, own + 2, own + 3]
+    assert joined.ids[0] == f"tiny/{first.index.ids[0]}"
+    assert joined[len(joined) - 1].id == joined.name(len(joined) - 1) == f"tiny#2/{second.index[-1].id}"
+    assert joined.column("corpus").names == ("tiny", "tiny#2")
+    assert np.bincount(joined.column("corpus").codes).tolist() == [len(first.index), len(second.index)]
+
+
+def test_strings_of_a_table_are_those_that_went_in() -> None:
+    names = ["a", "", "größer", "a b", "z" * 500]
+    table = StringTable.of(names)
+    assert table == names
+    assert list(table) == names
+    assert [table[-1], table[2]] == [names[-1], names[2]]
+    assert table != [*names[:-1], "z"]
+    assert StringTable.from_lines(table.text()) == table
+    assert find_all(StringTable.of(["größer", "x", "a"]), table).tolist() == [2, -1, 0]
+    assert find_all(table, StringTable.of([])).tolist() == [-1] * 5
+    with pytest.raises(IndexError):
+        table[5]
+
+
+# Balance
+
+
+def _expected_shares(seconds: dict[str, float], alpha: float) -> dict[str, float]:
+    """Conneau et al. 2020, sec. 3."""
+    total = sum(seconds.values())
+    weights = {name: (n / total) ** alpha for name, n in seconds.items()}
+    return {name: w / sum(weights.values()) for name, w in weights.items()}
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_labels_are_drawn_as_often_as_the_paper_says(alpha: float) -> None:
+    sizes = {"en": 800, "sw": 40, "xx": 160}
+    codes = np.repeat(np.arange(3, dtype=np.int32), list(sizes.values()))
+    durations = 1 + 9 * torch.rand(1000, generator=make_generator(5)).double().numpy()
+    balance = Balance(codes, list(sizes), durations, alpha=alpha, seed=1)
+    seconds = {name: float(durations[codes == n].sum()) for n, name in enumerate(sizes)}
+    expected = _expected_shares(seconds, alpha)
+    epochs = 20
+    drawn = [balance.draw(epoch)[0] for epoch in range(epochs)]
+    found = {name: sum(float(durations[i[codes[i] == n]].sum()) for i in drawn) for n, name in enumerate(sizes)}
+    total = sum(found.values())
+    assert total / epochs == pytest.approx(durations.sum(), rel=0.01)
+    for name, share in expected.items():
+        assert found[name] / total == pytest.approx(share, rel=0.02)
+    counts = np.bincount(np.concatenate(drawn), minlength=1000)
+    for label in range(3):  # no utterance is drawn again before all others of its label were
+        own = counts[codes == label]
+        assert own.max() - own.min() <= 1
+    if alpha == 1.0:
+        assert (counts == epochs).all()
+
+
+def test_draws_of_an_epoch_need_no_earlier_one_and_repeats_are_told_apart() -> None:
+    codes = np.array([0] * 90 + [1] * 10, dtype=np.int32)
+    balance = Balance(codes, ["a", "b"], np.ones(100), alpha=0.0, seed=1)
+    items, passes = balance.draw(7)
+    again, _ = Balance(codes, ["a", "b"], np.ones(100), alpha=0.0, seed=1).draw(7)
+    assert np.array_equal(items, again)
+    pairs = [(i, p) for e in range(9) for i, p in zip(*(a.tolist() for a in balance.draw(e)), strict=True)]
+    assert len(set(pairs)) == len(pairs)
+    assert Counter(items.tolist() >= np.int64(90))[True] == 50
+    assert passes.max() > 7
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_balanced_run_goes_on_with_another_number_of_ranks(world_size: int) -> None:
+    codes = np.array([0] * 90 + [1] * 10, dtype=np.int32)
+    durations = 1 + torch.rand(100, generator=make_generator(2)).double().numpy()
+
+    def stream(rank: int = 0, world: int = 1) -> BatchStream:
+        balance = Balance(codes, ["a", "b"], durations, alpha=0.3, seed=1)
+        return BatchStream(durations, batch_seconds=7.0, seed=1, rank=rank, world_size=world, balance=balance)
+
+    whole = list(islice(stream(), 120))
+    assert whole[-1].epoch > 2
+    one = list(islice(stream(0, world_size), 60 // world_size))
+    state = stream(0, world_size).state_after(one[-1])
+    for world in (1, 3, 4):
+        going = []
+        for rank in range(world):
+            resumed = stream(rank, world)
+            resumed.load_state(state)
+            going.append(list(islice(resumed, 12)))
+        assert sorted((b for own in going for b in own), key=lambda b: b.number) == whole[60 : 60 + 12 * world]
+
+
+def test_resuming_makes_no_earlier_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    durations = 1 + torch.rand(50, generator=make_generator(2)).double().numpy()
+    stream = BatchStream(durations, batch_seconds=5.0, seed=1)
+    batch = next(islice(stream, 500, None))
+    planned: list[int] = []
+    plan = BatchStream.plan
+    monkeypatch.setattr(BatchStream, "plan", lambda self, epoch: planned.append(epoch) or plan(self, epoch))
+    resumed = BatchStream(durations, batch_seconds=5.0, seed=1)
+    resumed.load_state(stream.state_after(batch))
+    assert next(iter(resumed)).number == batch.number + 1
+    assert planned in ([batch.epoch], [batch.epoch, batch.epoch + 1])
+
+
+def test_a_run_is_balanced_by_any_label(tiny_corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
+    utterances = open_corpus(tiny_corpus).utterances("train")
+    kept = [u for n, u in enumerate(utterances) if u.labels["language"] == "aa" or n % 5 == 0]
+    dataset = _dataset(kept)
+    with caplog.at_level("INFO"):
+        stream = dataset.stream(PretrainConfig(batch_seconds=4.0, balance="language", balance_alpha=0.0))
+    assert "aa 50.0 %, bb 50.0 %" in caplog.text
+    seconds: Counter[str] = Counter()
+    visits: set[tuple[int, int]] = set()
+    for batch in stream:
+        if batch.epoch == 6:
+            break
+        for place, item in enumerate(batch.indices):
+            seconds[dataset.utterances[item].labels["language"]] += dataset.durations[item]
+            visits.add((item, batch.visit(place)))
+    assert seconds["aa"] / seconds["bb"] == pytest.approx(1.0, abs=0.1)
+    assert len({v for i, v in visits if kept[i].labels["language"] == "bb"}) > 6  # each with another crop
+    with pytest.raises(ConfigError, match=r"label 'languag'. Did you mean 'language'"):
+        dataset.stream(PretrainConfig(balance="languag"))
+    with pytest.raises(ConfigError, match="balance_alpha"):
+        PretrainConfig(balance_alpha=1.5)
+
+
+# Reading
+
+
+@pytest.fixture
+def tones(tmp_path: Path) -> list[Utterance]:
+    """Twelve files of 0.6 to 1.7 s at several sampling rates; the frequency says which is which."""
+    found = []
+    for number in range(12):
+        rate, seconds = (8_000, 16_000, 44_100)[number % 3], 0.6 + 0.1 * number
+        time_axis = np.arange(round(seconds * rate)) / rate
+        path = tmp_path / f"tone{number}.flac"
+        soundfile.write(path, 0.5 * np.sin(2 * np.pi * (200 + 100 * number) * time_axis), rate)
+        labels = {"text": "ab " * (1 + number % 4), "phones": f"P{number} Q Q"}
+        found.append(Utterance(f"tone{number}", str(path), 0.0, seconds, labels))
+    return found
+
+
+def _frequency(waveform: torch.Tensor) -> int:
+    """Of a tone, Hz, to the next hundred."""
+    spectrum = torch.fft.rfft(waveform * torch.hann_window(len(waveform))).abs()
+    return round(float(spectrum.argmax()) * 16_000 / len(waveform) / 100) * 100
+
+
+def test_audio_at_any_sampling_rate_is_cut_at_16_khz(tones: list[Utterance]) -> None:
+    for cache_gb in (0.0, 1.0):
+        dataset = _dataset(tones, cache_gb=cache_gb)
+        for batch in islice(dataset.stream(PretrainConfig(batch_seconds=4.0)), 4):
+            item = dataset[batch]
+            assert item.padded_seconds == pytest.approx(item.inputs.waveform.numel() / 16_000)
+            assert item.audio_seconds == pytest.approx(float(item.inputs.lengths.sum()) / 16_000)
+            for place, number in enumerate(batch.indices):
+                length = int(item.inputs.lengths[place])
+                assert abs(length - round(dataset.durations[number] * 16_000)) <= 1
+                assert _frequency(item.inputs.waveform[place, :length]) == 200 + 100 * number
+
+
+def test_what_cannot_be_read_is_replaced_in_the_same_way_each_time(
+    tones: list[Utterance], caplog: pytest.LogCaptureFixture
+) -> None:
+    good = _items(_dataset(tones), 12)
+    Path(tones[11].path).write_bytes(b"\0" * 100)
+    Path(tones[4].path).unlink()
+    runs = [_dataset(tones, max_bad=0.2, cache_gb=gb) for gb in (0.0, 1.0)]
+    batches = list(islice(runs[0].stream(PretrainConfig(batch_seconds=5.0)), 12))
+    found = list(load_batches(runs[0], batches, num_workers=2))
+    kept = list(load_batches(runs[1], batches, num_workers=0))
+    same = 0
+    for one, two, before in zip(found, kept, good, strict=True):
+        size = int(one.inputs.lengths.min()) - 400  # what is resampled whole has other edges
+        difference = (one.inputs.waveform - two.inputs.waveform)[:, 400:size].abs().max()
+        assert difference < 1e-3
+        assert one.inputs.waveform.shape == before.shape  # nothing is dropped
+        bad = [place for place, item in enumerate(one.origin.indices) if item in (4, 11)]
+        for place in range(len(before)):
+            length = int(one.inputs.lengths[place])
+            heard = (_frequency(one.inputs.waveform[place, :length]) - 200) // 100
+            assert (heard == one.origin.indices[place]) == (place not in bad)
+            same += place not in bad
+            assert heard not in (4, 11)
+        assert [b.item for b in one.bad if b.item in one.origin.indices] == [one.origin.indices[p] for p in bad]
+    assert same > 20
+    assert "'tone4', number" in caplog.text
+    assert "tone4.flac does not exist" in caplog.text
+    assert sum("takes the place" in r.message for r in caplog.records) == 4  # each once, in each of two runs
+    with pytest.raises(SpeechsslError, match=r"2 of 12 utterances can't be read, and max_bad=0.1 of them may"):
+        list(load_batches(_dataset(tones, max_bad=0.1), batches, num_workers=2))
+
+
+def test_storage_that_is_gone_stops_a_run_at_once(tones: list[Utterance]) -> None:
+    dataset = _dataset(tones, max_bad=1.0)
+    for utterance in tones:
+        Path(utterance.path).unlink()
+    batches = islice(dataset.stream(PretrainConfig(batch_seconds=5.0)), 3)
+    with pytest.raises(SpeechsslError, match="in its place: .* Look whether the storage is there") as stopped:
+        list(load_batches(dataset, batches, num_workers=1))
+    assert "Traceback" not in str(stopped.value)
+
+
+def test_on_a_grid_what_replaces_is_as_long_as_the_batch(tones: list[Utterance]) -> None:
+    Path(tones[8].path).unlink()
+    crop = replace(CROP, max_seconds=1.5, grid_seconds=0.5)
+    dataset = _dataset(tones, crop=crop, max_bad=0.5)
+    for batch in islice(dataset.stream(PretrainConfig(batch_seconds=4.0)), 20):
+        item = dataset[batch]
+        assert set(item.inputs.lengths.tolist()) <= {item.inputs.waveform.size(1), item.inputs.waveform.size(1) - 1}
+
+
+def test_the_longest_of_all_is_replaced_by_the_next(tones: list[Utterance]) -> None:
+    Path(tones[11].path).unlink()
+    dataset = _dataset(tones, crop=replace(CROP, max_seconds=9.0), max_bad=0.5)
+    stream = dataset.stream(PretrainConfig(batch_seconds=4.0))
+    item = next(dataset[b] for b in stream if 11 in b.indices)
+    assert [(b.item, b.substitute) for b in item.bad] == [(11, 10)]
+
+
+# Noise and transcripts
+
+
+def test_noise_is_a_function_of_seed_visit_and_utterance(tones: list[Utterance], tmp_path: Path) -> None:
+    (tmp_path / "noise").mkdir()
+    for number, seconds in enumerate((0.2, 5.0)):
+        noise = make_generator(number)
+        soundfile.write(
+            tmp_path / "noise" / f"{number}.wav", 0.1 * torch.randn(round(16_000 * seconds), generator=noise), 16_000
+        )
+    clips = open_noise(tmp_path / "noise", "train")
+    assert [c.duration for c in clips] == [0.2, 5.0]
+    one, two = (_dataset(tones, noise=clips, cache_gb=gb) for gb in (0.0, 1.0))
+    batch = next(iter(one.stream(PretrainConfig(batch_seconds=8.0))))
+    found = one[batch].inputs
+    assert found.noise is not None
+    assert found.noise.shape == found.waveform.shape
+    other = two[batch].inputs.noise
+    assert other is not None
+    torch.testing.assert_close(found.noise, other, rtol=0, atol=4e-5)
+    later = one[replace(batch, epoch=batch.epoch + 1)].inputs.noise
+    assert later is not None
+    assert not torch.equal(found.noise, later)
+    sources_heard = set()
+    for row, length in zip(found.noise, found.lengths.tolist(), strict=True):
+        assert (row[length:] == 0).all()
+        assert (row[:length] != 0).float().mean() > 0.99
+        repeats = bool(torch.equal(row[:3000], row[3200:6200]))  # the short clip goes on from its beginning
+        sources_heard.add(repeats)
+    assert sources_heard == {True, False}
+    (tmp_path / "noise" / "0.wav").write_bytes(b"RIFF")
+    heard = _dataset(tones, noise=clips)[batch].inputs.noise
+    assert heard is not None
+    assert not any(torch.equal(row[:3000], row[3200:6200]) for row in heard)  # the other clip takes its place
+
+
+def test_transcripts_become_tokens_of_whole_utterances(
+    tones: list[Utterance], caplog: pytest.LogCaptureFixture
+) -> None:
+    utterances = [replace(tones[0], labels={}), *tones[1:]]
+    crop = replace(CROP, max_seconds=1.45)
+    dataset = _dataset(utterances, crop=crop, transcripts=TranscriptConfig("text"))
+    assert dataset.transcripts is not None
+    assert dataset.transcripts.vocabulary == (" ", "a", "b")
+    assert dataset.transcripts.num_tokens == 4
+    assert [u.id for u in dataset.utterances] == [f"tone{n}" for n in range(1, 9)]
+    assert "3 utterances (5 s) are longer than max_seconds=1.45 s, with transcripts and are left out" in caplog.text
+    assert "1 utterances (1 s) have no 'text' and are left out" in caplog.text
+    batch = next(iter(dataset.stream(PretrainConfig(batch_seconds=8.0))))
+    inputs = dataset[batch].inputs
+    assert inputs.tokens is not None
+    assert inputs.token_lengths is not None
+    for place, item in enumerate(batch.indices):
+        utterance = dataset.utterances[item]
+        text = utterance.labels["text"].strip()
+        expected = [{" ": 1, "a": 2, "b": 3}[letter] for letter in text]
+        assert inputs.tokens[place].tolist() == expected + [0] * (inputs.tokens.size(1) - len(expected))
+        assert int(inputs.token_lengths[place]) == len(expected)
+        assert abs(int(inputs.lengths[place]) - round((utterance.duration or 0) * 16_000)) <= 1
+    phones = _dataset(tones, crop=crop, transcripts=TranscriptConfig("phones", "words"))
+    assert phones.transcripts is not None
+    assert phones.transcripts.vocabulary[-1] == "Q"
+    assert phones.transcripts.encode(tones[3].labels)[1:] == [phones.transcripts.num_tokens - 1] * 2
+    with pytest.raises(ConfigError, match=r"'txt'. Did you mean 'text'"):
+        _dataset(tones, transcripts=TranscriptConfig("txt"))
+    with pytest.raises(ConfigError, match="grid_seconds"):
+        PretrainConfig(transcripts="text", grid_seconds=0.5)
+
+
+def test_texts_with_more_units_than_frames_are_left_out(
+    tones: list[Utterance], caplog: pytest.LogCaptureFixture
+) -> None:
+    utterances = [replace(tones[0], labels={"text": "aab" * 9}), replace(tones[1], labels={"text": "aab" * 8})]
+    dataset = _dataset(utterances, transcripts=TranscriptConfig("text"))  # 36 frames for 0.6 s: 29 fit; 27 + 9 don't
+    assert [u.id for u in dataset.utterances] == ["tone1"]
+    assert "1 utterances (1 s) have more units than frames" in caplog.text
+
+
+# Bad input
+
+
+def _rewrite(manifest: Path, folder: Path, change: dict[int, bytes]) -> Path:
+    lines = gzip.decompress(manifest.read_bytes()).splitlines(keepends=True)
+    for number, line in change.items():
+        lines[number - 1] = line
+    path = folder / "changed.jsonl.gz"
+    path.write_bytes(gzip.compress(b"".join(lines)))
+    return path
+
+
+def test_a_corrupt_line_is_named_by_its_number(manifest: Path, tmp_path: Path, cache: Path) -> None:
+    for damage in (
+        b'{"id": "x", "start": 0.0\n',
+        b"\xff\xfe\n",
+        b"[]\n",
+        b'{"id": "x", "start": 0.0, "duration": 1}\n',
+    ):
+        with pytest.raises(ManifestError, match="line 17, is not of a whole Lhotse manifest"):
+            open_source(_rewrite(manifest, tmp_path, {17: damage}), "train")
+    assert not list(cache.glob("*/meta.json"))  # nothing half is taken for an index
+
+
+def test_an_id_that_stands_twice_is_named(manifest: Path, tmp_path: Path, cache: Path) -> None:
+    first = gzip.decompress(manifest.read_bytes()).splitlines(keepends=True)[2]
+    path = _rewrite(manifest, tmp_path, {9: first})
+    for small in (0, 1e9):
+        sources.SMALL = small
+        with pytest.raises(ManifestError, match=f"3 and 9 have the same id '{json.loads(first)['id']}'"):
+            open_source(path, "train")
+
+
+def test_what_is_no_source_or_an_empty_one_is_a_sentence(manifest: Path, tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(ManifestError, match="no corpus, manifest or Shar folder"):
+        open_source(tmp_path, "train")
+    with pytest.raises(ManifestError, match="does not exist|is no corpus"):
+        open_source(tmp_path / "nothing.jsonl", "train")
+    (tmp_path / "none.jsonl").write_bytes(b"")
+    with pytest.raises(ManifestError, match="0 bytes"):
+        open_source(tmp_path / "none.jsonl", "train")
+    (tmp_path / "none.jsonl.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(ManifestError, match="no utterance in"):
+        open_source(tmp_path / "none.jsonl.gz", "train")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SpeechsslError, match="SPEECHSSL_CACHE"):
+        open_source(manifest, "train", cache=tmp_path / "file" / "cache")
+
+
+def test_damaged_archives_are_named(shar: Path, tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "shar"
+    shutil.copytree(shar, folder)
+    archive = folder / "recording.000001.tar"
+    archive.write_bytes((folder / "recording.000000.tar").read_bytes())
+    with pytest.raises(ManifestError, match=r"000001\.jsonl\.gz, line 1, is the cut .* in its place"):
+        open_source(folder, "train")
+    with tarfile.open(shar / "recording.000001.tar") as whole, tarfile.open(archive, "w") as part:
+        for member in whole.getmembers()[:6]:
+            part.addfile(member, whole.extractfile(member))
+    with pytest.raises(ManifestError, match="line 4, is the cut .* ends before it"):
+        open_source(folder, "train")
+    archive.write_bytes(b"no archive" * 100)
+    with pytest.raises(ManifestError, match=r"recording\.000001\.tar can't be read"):
+        open_source(folder, "train")
+    archive.unlink()
+    with pytest.raises(ManifestError, match=r"recording\.000001\.tar .* does not exist"):
+        open_source(folder, "train")
+
+
+def test_labels_that_do_not_fit_are_named_with_both_lengths(tones: list[Utterance]) -> None:
+    codes = {u.id: torch.zeros(round((u.duration or 0) * 50), dtype=torch.long) for u in tones}
+    codes["tone5"] = codes["tone5"][:40]
+    labels = make_label_set(codes, num_labels=3, label_rate=50.0, corpus="c", origin="o")
+    with pytest.raises(SpeechsslError, match=r"labels of 'tone5' last 0\.80 s, its audio 1\.10 s"):
+        PretrainDataset(tones, [labels], CROP, cache_gb=0.0)
+    with pytest.raises(SpeechsslError, match="'tone2' has no duration"):
+        _dataset([*tones[:2], replace(tones[2], duration=None)])
+
+
+def test_corpora_must_be_labelled_by_one_clustering(tones: list[Utterance]) -> None:
+    joined = join_sources([
+        sources.Source(Path("x"), name, name, ListedIndex(part)) for name, part in (("a", tones[:6]), ("b", tones[6:]))
+    ])  # fmt: skip
+    codes = {u.id: torch.zeros(round((u.duration or 0) * 50), dtype=torch.long) for u in tones}
+    one, two = (make_label_set(codes, num_labels=k, label_rate=50.0, corpus="c", origin="o") for k in (3, 4))
+    PretrainDataset(joined, [[one, one]], CROP, cache_gb=0.0)
+    with pytest.raises(SpeechsslError, match="different clusterings"):
+        PretrainDataset(joined, [[one, two]], CROP, cache_gb=0.0)
+    with pytest.raises(SpeechsslError, match="labels of 1 corpora, but 2"):
+        PretrainDataset(joined, [one], CROP, cache_gb=0.0)
+
+
+# Whole runs
+
+SETTINGS = (
+    "model.width=32", "model.depth=1", "model.heads=2", "model.ffn_width=64", "model.pos_kernel=7",
+    "objective.final_dim=16", "train.batch_seconds=4", "train.batches_per_step=2", "train.min_seconds=0.5",
+    "train.max_seconds=1.2", "train.log_every=1", "train.save_every=4", "train.steps=14", "train.threads=1",
+    "train.accelerator=cpu", "train.cache_gb=0", "train.num_workers=2", "train.balance=corpus", "train.max_bad=0.1",
+)  # fmt: skip
+
+
+@pytest.fixture
+def two_corpora(manifest: Path, shar: Path, tmp_path: Path) -> tuple[list[Path], list[Path]]:
+    """A manifest of which one file is missing and a Shar folder, and labels of each."""
+    lines = gzip.decompress(manifest.read_bytes()).splitlines(keepends=True)
+    first = json.loads(lines[0])
+    first["recording"]["sources"][0]["source"] = "/nowhere/lost.flac"
+    paths = [_rewrite(manifest, tmp_path, {1: json.dumps(first).encode() + b"\n"}), shar]
+    folders = []
+    for path in paths:
+        source = open_source(path, "train")
+        codes = {u.id: torch.arange(round((u.duration or 0) * 50)) % 12 for u in source.index}
+        made = make_label_set(codes, num_labels=12, label_rate=50.0, corpus=source.fingerprint, origin="time")
+        folders.append(tmp_path / f"labels-{source.fingerprint[:8]}")
+        made.save(label_path(folders[-1], "train"))
+    return paths, folders
+
+
+def _run(corpora: Sequence[Path], labels: Sequence[Path], output: Path) -> list[tuple[float, float]]:
+    pretrain("hubert_tiny", corpus=corpora, labels=labels, output=output, overrides=SETTINGS)
+    return [(line["step"], line["loss"]) for line in read_log(output)]
+
+
+def test_a_run_with_workers_is_stopped_as_a_group_and_goes_on_bit_for_bit(
+    two_corpora: tuple[list[Path], list[Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpora, labels = two_corpora
+    whole = _run(corpora, labels, tmp_path / "whole")
+    assert "number 1 that can't be read: The audio file /nowhere/lost.flac does not exist" in caplog.text
+    folder = tmp_path / "stopped"
+    options = [f"--corpus={c}" for c in corpora] + [f"--labels={path}" for path in labels]
+    command = [sys.executable, "-m", "speechssl", "pretrain", "hubert_tiny", *options, "-o", str(folder), *SETTINGS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, env=environment, cwd=Path(__file__).parent.parent, stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if (folder / "log.jsonl").exists() and (folder / "log.jsonl").read_text().count("\n") >= 2:
+            os.killpg(process.pid, signal.SIGTERM)  # as Slurm does: the workers get it too
+            break
+        time.sleep(0.005)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors.decode()
+    assert b"goes on from there" in errors
+    stopped = len(read_log(folder))
+    assert 2 <= stopped < 14
+    assert _run(corpora, labels, folder) == whole
+
+
+def test_what_a_run_was_begun_with_is_checked(
+    two_corpora: tuple[list[Path], list[Path]], manifest: Path, tmp_path: Path
+) -> None:
+    corpora, labels = two_corpora
+    upstream = load_upstream("hubert_tiny", random_weights=0)
+
+    def identity(paths: Sequence[Path], folders: Sequence[Path], **changes: object) -> dict[str, object]:
+        config = PretrainConfig(min_seconds=0.5, **changes)  # type: ignore[arg-type]  # a test's shorthand
+        return dict(open_data(paths, folders, split="train", upstream=upstream, config=config).identity)
+
+    both = identity(corpora, labels)
+    assert both == identity(corpora, labels[::-1])  # labels find their corpus by themselves
+    assert both != identity(corpora[:1], labels[:1])
+    assert identity(corpora, labels, transcripts="text")["vocabulary"] is not None
+    with pytest.raises(SpeechsslError, match="another corpus"):
+        identity([manifest], labels[:1])
+    with pytest.raises(SpeechsslError, match=r"\[1, 0\] sets of labels"):
+        identity(corpora, labels[:1])
