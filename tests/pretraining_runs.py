@@ -59,9 +59,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
-def complete(command: list[str]) -> None:
+def complete(command: list[str], **variables: str) -> None:
     """Runs a command to its end, which must be a good one."""
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=180)
+    done = subprocess.run(
+        command, env=environment() | variables, capture_output=True, text=True, check=False, timeout=180
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -1,5 +1,6 @@
 """`speechssl pretrain`: self-supervised pre-training of an upstream."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,8 @@ def command(
     if not outcome.finished:
         typer.echo(f"Stopped at step {outcome.step}; the same command goes on from there.", err=True)
         raise typer.Exit(143)
+    if os.environ.get("RANK", "0") != "0":
+        return
     table = Table("metric", f"at step {outcome.step}")
     for name, value in outcome.values.items():
         table.add_row(name.replace("_", " "), f"{value:.4g}")

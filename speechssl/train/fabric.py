@@ -1,11 +1,15 @@
 """Devices, precision and parallel strategies, as Lightning Fabric offers them, set up for an objective."""
 
+import atexit
 import os
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import TCPStore
 
 from speechssl.errors import ConfigError
 from speechssl.objective import Objective, PretrainInputs
@@ -62,6 +66,8 @@ def make_fabric(config: PretrainConfig, objective: Objective) -> Any:
         strategy=_strategy(config, objective, accelerator, processes),
         **precision,
     )
+    if processes > 1:
+        _join(_backend(accelerator), processes)
     fabric.launch()
     return fabric
 
@@ -117,7 +123,7 @@ def _strategy(config: PretrainConfig, objective: Objective, accelerator: str, pr
     from lightning_fabric.strategies.ddp import DDPStrategy
     from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
-    backend = "nccl" if accelerator == "cuda" else "gloo"
+    backend = _backend(accelerator)
     if config.strategy == "ddp":
         # Buffers are alike in all processes without being sent: they change by sums over all of them alone.
         return DDPStrategy(
@@ -129,6 +135,27 @@ def _strategy(config: PretrainConfig, objective: Objective, accelerator: str, pr
     return ModelParallelStrategy(
         _shard, data_parallel_size=processes, tensor_parallel_size=1, process_group_backend=backend
     )
+
+
+def _backend(accelerator: str) -> str:
+    return "nccl" if accelerator == "cuda" else "gloo"
+
+
+def _join(backend: str, processes: int) -> None:
+    """Meets the other processes of torchrun at a place of this restart's own.
+
+    torchrun's store outlives a restart: what the processes before had written there, such as the addresses of those
+    that were killed, would be read again.
+    """
+    environment = os.environ
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
+        return
+    place = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    every = TCPStore(*place, processes, is_master=False, wait_for_workers=False)
+    store = PrefixStore(f"restart-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", every)
+    dist.init_process_group(backend, store=store, rank=int(environment["RANK"]), world_size=processes)
+    if backend == "nccl":
+        atexit.register(dist.destroy_process_group)
 
 
 def _shard(model: nn.Module, mesh: Any) -> nn.Module:
