@@ -54,7 +54,9 @@ def test_presets_have_the_shape_that_transformers_gives_the_published_model() ->
     sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
     with torch.device("meta"):
         theirs = UniSpeechModel(UniSpeechConfig(**sizes, **PUBLISHED))
-        counts = {sum(p.numel() for p in build(config).parameters()) for config in PRESETS.values()}
+        counts = {
+            sum(p.numel() for p in build(config).parameters()) for name, config in PRESETS.items() if "large" in name
+        }
     assert counts == {sum(p.numel() for p in theirs.parameters())} == {315_437_696 + 1_024}
 
 
