@@ -3,7 +3,7 @@
 python benchmarks/pretrain_data.py memory [--utterances 10000 1000000]
 python benchmarks/pretrain_data.py padding
 python benchmarks/pretrain_data.py read [--hours 1]
-python benchmarks/pretrain_data.py wait CORPUS LABELS [--steps 60]
+python benchmarks/pretrain_data.py wait CORPUS [--steps 60]
 
 `memory` writes manifests of that many cuts, which name one and the same audio file, and label files of 50 Hz; it opens
 each in a process of its own, as a run does. Anonymous memory is what the process needs; what is mapped from files the
@@ -43,10 +43,10 @@ CUT = (
 def librispeech_durations(count: int) -> NDArray[np.float64]:
     """Seconds: most utterances of LibriSpeech were cut at 12 to 16 s, the rest is spread evenly below."""
     generator = np.random.default_rng(SEED)
-    seconds = np.where(
+    seconds: NDArray[np.float64] = np.where(
         generator.random(count) < 0.3, generator.uniform(1.5, 11, count), generator.normal(15, 1.2, count)
     )
-    return np.round(seconds, 2)
+    return seconds.round(2)
 
 
 def memory_of(process: int | str = "self") -> dict[str, float]:
@@ -55,7 +55,7 @@ def memory_of(process: int | str = "self") -> dict[str, float]:
         line.split()[0]: line.split()[1] for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
     }
     found = {k.rstrip(":"): int(v) / 1024 for k, v in fields.items()}
-    private = found["Private_Clean"] + found["Private_Dirty"]
+    private = found["Private_Dirty"]
     return {"anonymous": found["Anonymous"], "mapped": found["Rss"] - found["Anonymous"], "private": private}
 
 
@@ -203,6 +203,86 @@ def padding() -> None:
     Console().print(table)
 
 
+def make_audio(folder: Path, hours: float) -> None:
+    """Writes FLAC files of filtered noise, which compress about as speech does, their manifest, and a Shar folder."""
+    import soundfile
+    from lhotse import CutSet, Recording
+    from lhotse.shar import SharWriter
+    from scipy.signal import lfilter
+
+    generator = np.random.default_rng(SEED)
+    noise = lfilter([1.0], [1.0, -0.95], generator.normal(0, 0.02, 16_000 * 60)).astype(np.float32)
+    recordings = []
+    for number, seconds in enumerate(librispeech_durations(round(hours * 3600 / 12.3)).tolist()):
+        size, begin = round(seconds * 16_000), int(generator.integers(16_000 * 30))
+        path = folder / f"{number:06d}.flac"
+        soundfile.write(path, noise[begin : begin + size] * np.hanning(size), 16_000)
+        recordings.append(Recording.from_file(path))
+    cuts = CutSet.from_cuts(r.to_cut() for r in recordings)
+    cuts.to_file(folder / "cuts.jsonl.gz")
+    (folder / "shar").mkdir()
+    with SharWriter(str(folder / "shar"), fields={"recording": "flac"}, shard_size=100) as writer:
+        for cut in cuts:
+            writer.write(cut)
+
+
+def read(hours: float) -> None:
+    """Prints how fast micro-batches are read from files and archives, in threads and processes."""
+    from speechssl.data.sources import open_source
+    from speechssl.train.config import PretrainConfig
+    from speechssl.train.data import PretrainDataset
+    from speechssl.train.loading import load_batches
+    from speechssl.train.selection import CropConfig
+
+    table = Table("source", "workers", "audio s per s", "utterances per s", "audio s per s of CPU time")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_audio(folder, hours)
+        for source in ("cuts.jsonl.gz", "shar"):
+            index = open_source(folder / source, "train").index
+            dataset = PretrainDataset(index, [], CropConfig(16_000, 50.0, 2.0, 15.625, SEED), cache_gb=0.0)
+            for workers in (0, 1, 2):
+                stream = dataset.stream(PretrainConfig())
+                used = sum(os.times()[:4])
+                batches = load_batches(dataset, stream, num_workers=workers)
+                next(batches)  # starts the processes
+                begin = time.perf_counter()
+                found = [(b.audio_seconds, len(b.origin.indices)) for b in islice(batches, len(stream.plan(0)))]
+                took = time.perf_counter() - begin
+                batches.close()
+                used = sum(os.times()[:4]) - used
+                seconds, utterances = (sum(values) / took for values in zip(*found, strict=True))
+                table.add_row(
+                    source, str(workers), f"{seconds:.0f}", f"{utterances:.0f}", f"{seconds * took / used:.0f}"
+                )
+    Console().print(table)
+
+
+def wait(corpus: Path, steps: int) -> None:
+    """Prints the share of a real run's time in which it waits for data, in its second half; the labels are made up."""
+    import torch
+
+    from speechssl.data.sources import open_source
+    from speechssl.targets.labels import label_path, make_label_set
+    from speechssl.train.metrics import read_log
+    from speechssl.train.run import pretrain
+
+    source = open_source(corpus, "train")
+    codes = {u.id: torch.arange(round(100 * (u.duration or 0.0))) % 100 for u in source.index}
+    labels = make_label_set(codes, num_labels=100, label_rate=100.0, corpus=source.fingerprint, origin="time")
+    table = Table("audio", "workers", "seconds of audio per second", "share of the time that is waited")
+    for name, gigabytes, workers in (("memory", 4.0, 1), ("files", 0.0, 0), ("files", 0.0, 1), ("files", 0.0, 2)):
+        with tempfile.TemporaryDirectory() as folder:
+            labels.save(label_path(Path(folder), "train"))
+            overrides = [f"train.steps={steps}", f"train.cache_gb={gigabytes}", f"train.num_workers={workers}"]
+            overrides += ["train.batches_per_step=1", "train.save_every=100000", f"train.log_every={steps // 2}"]
+            pretrain("hubert_tiny", corpus=corpus, labels=[folder], output=Path(folder) / "run", overrides=overrides)
+            last = read_log(Path(folder) / "run")[-1]
+        waited = f"{100 * (1 - last['device_use']):.2f} %"
+        table.add_row(name, str(workers), f"{last['audio_per_second']:.0f}", waited)
+    Console().print(table)
+
+
 def main() -> None:
     """Runs what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -213,7 +293,6 @@ def main() -> None:
     reading.add_argument("--hours", type=float, default=1.0)
     waiting = verbs.add_parser("wait")
     waiting.add_argument("corpus", type=Path)
-    waiting.add_argument("labels", type=Path)
     waiting.add_argument("--steps", type=int, default=60)
     for name in ("_make", "_build", "_open"):
         hidden = verbs.add_parser(name)
@@ -224,6 +303,10 @@ def main() -> None:
         memory(given.utterances)
     elif given.verb == "padding":
         padding()
+    elif given.verb == "read":
+        read(given.hours)
+    elif given.verb == "wait":
+        wait(given.corpus, given.steps)
     elif given.verb == "_make":
         make_manifest(given.folder, given.count)
     elif given.verb == "_build":

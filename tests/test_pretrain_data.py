@@ -26,7 +26,7 @@ from lhotse.shar import SharWriter
 from speechssl.audio import audio_info, content_hash, read_audio
 from speechssl.data import sources
 from speechssl.data.balance import Balance
-from speechssl.data.batching import OPEN_SHARDS, BatchStream, make_generator
+from speechssl.data.batching import OPEN_SHARDS, BatchStream, EpochPlan, make_generator
 from speechssl.data.corpus import open_corpus
 from speechssl.data.indexed import ListedIndex, MappedIndex, UtteranceIndex
 from speechssl.data.shar import iterate_shar
@@ -106,7 +106,7 @@ def test_a_manifest_and_shar_give_what_the_prepared_corpus_gives(
 
 
 def test_what_lhotse_reads_from_shar_in_order_is_read_at_random(shar: Path) -> None:
-    lines = dict((u.id, u) for _, u in iterate_shar(shar))
+    lines = {u.id: u for _, u in iterate_shar(shar)}
     for cut in CutSet.from_shar(in_dir=shar):
         path = lines[cut.id].path
         np.testing.assert_array_equal(read_audio(path).numpy(), cut.load_audio()[0])
@@ -148,7 +148,7 @@ def test_an_index_is_pickled_by_its_folder(manifest: Path, cache: Path) -> None:
     index = open_source(manifest, "train").index
     text = pickle.dumps(index)
     assert len(text) < 400
-    assert list(pickle.loads(text)) == list(index)
+    assert list(pickle.loads(text)) == list(index)  # noqa: S301  # of our own
 
 
 def test_batches_of_shar_come_from_few_archives_at_a_time(shar: Path) -> None:
@@ -285,7 +285,12 @@ def test_resuming_makes_no_earlier_epoch(monkeypatch: pytest.MonkeyPatch) -> Non
     batch = next(islice(stream, 500, None))
     planned: list[int] = []
     plan = BatchStream.plan
-    monkeypatch.setattr(BatchStream, "plan", lambda self, epoch: planned.append(epoch) or plan(self, epoch))
+
+    def watched(self: BatchStream, epoch: int) -> EpochPlan:
+        planned.append(epoch)
+        return plan(self, epoch)
+
+    monkeypatch.setattr(BatchStream, "plan", watched)
     resumed = BatchStream(durations, batch_seconds=5.0, seed=1)
     resumed.load_state(stream.state_after(batch))
     assert next(iter(resumed)).number == batch.number + 1
@@ -388,7 +393,7 @@ def test_storage_that_is_gone_stops_a_run_at_once(tones: list[Utterance]) -> Non
     for utterance in tones:
         Path(utterance.path).unlink()
     batches = islice(dataset.stream(PretrainConfig(batch_seconds=5.0)), 3)
-    with pytest.raises(SpeechsslError, match="in its place: .* Look whether the storage is there") as stopped:
+    with pytest.raises(SpeechsslError, match=r"in its place: .* Look whether the storage is there") as stopped:
         list(load_batches(dataset, batches, num_workers=1))
     assert "Traceback" not in str(stopped.value)
 
@@ -524,7 +529,7 @@ def test_an_id_that_stands_twice_is_named(manifest: Path, tmp_path: Path, cache:
 def test_what_is_no_source_or_an_empty_one_is_a_sentence(manifest: Path, tmp_path: Path, cache: Path) -> None:
     with pytest.raises(ManifestError, match="no corpus, manifest or Shar folder"):
         open_source(tmp_path, "train")
-    with pytest.raises(ManifestError, match="does not exist|is no corpus"):
+    with pytest.raises(ManifestError, match="does not exist"):
         open_source(tmp_path / "nothing.jsonl", "train")
     (tmp_path / "none.jsonl").write_bytes(b"")
     with pytest.raises(ManifestError, match="0 bytes"):
@@ -547,7 +552,7 @@ def test_damaged_archives_are_named(shar: Path, tmp_path: Path, cache: Path) -> 
     with tarfile.open(shar / "recording.000001.tar") as whole, tarfile.open(archive, "w") as part:
         for member in whole.getmembers()[:6]:
             part.addfile(member, whole.extractfile(member))
-    with pytest.raises(ManifestError, match="line 4, is the cut .* ends before it"):
+    with pytest.raises(ManifestError, match=r"line 4, is the cut .* ends before it"):
         open_source(folder, "train")
     archive.write_bytes(b"no archive" * 100)
     with pytest.raises(ManifestError, match=r"recording\.000001\.tar can't be read"):
@@ -585,7 +590,7 @@ def test_corpora_must_be_labelled_by_one_clustering(tones: list[Utterance]) -> N
 SETTINGS = (
     "model.width=32", "model.depth=1", "model.heads=2", "model.ffn_width=64", "model.pos_kernel=7",
     "objective.final_dim=16", "train.batch_seconds=4", "train.batches_per_step=2", "train.min_seconds=0.5",
-    "train.max_seconds=1.2", "train.log_every=1", "train.save_every=4", "train.steps=14", "train.threads=1",
+    "train.max_seconds=1.2", "train.log_every=1", "train.save_every=4", "train.steps=8", "train.threads=1",
     "train.accelerator=cpu", "train.cache_gb=0", "train.num_workers=2", "train.balance=corpus", "train.max_bad=0.1",
 )  # fmt: skip
 
@@ -635,7 +640,7 @@ def test_a_run_with_workers_is_stopped_as_a_group_and_goes_on_bit_for_bit(
     assert process.returncode == 143, errors.decode()
     assert b"goes on from there" in errors
     stopped = len(read_log(folder))
-    assert 2 <= stopped < 14
+    assert 2 <= stopped < 8
     assert _run(corpora, labels, folder) == whole
 
 

@@ -80,8 +80,9 @@ def _bucket(
     if not batch_seconds > 0:
         raise SpeechsslError(f"`batch_seconds` must be positive, but is {batch_seconds}.")
     keys = torch.from_numpy(seconds)
-    if generator is not None:
-        keys = keys * (1 + JITTER * torch.rand(len(seconds), generator=generator, dtype=torch.float64))
+    if generator is not None:  # in place: there may be millions
+        noise = torch.rand(len(seconds), generator=generator, dtype=torch.float64)
+        keys = noise.mul_(JITTER).add_(1).mul_(keys)
     items = torch.argsort(keys, stable=True).numpy().astype(np.int32)
     del keys
     bounds = _bounds(seconds, items, batch_seconds, max_size or len(items))

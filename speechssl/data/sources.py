@@ -53,7 +53,9 @@ def open_source(path: str | Path, split: str, *, cache: Path | None = None) -> S
     """
     path = Path(path)
     cache = cache or default_folder() / "manifests"
-    if path.is_file() and path.name.endswith((".jsonl", ".jsonl.gz")):
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        if not path.is_file():
+            raise ManifestError(f"The manifest {path} does not exist: check the path.")
         manifest = _Manifest([path], lambda watch: iterate_manifest(path.absolute(), watch=watch))
         return manifest.open(path, path.name.removesuffix(".gz").removesuffix(".jsonl"), cache)
     if (path / "corpus.json").is_file():
@@ -95,11 +97,12 @@ class _Manifest:
 
     def __init__(self, files: Sequence[Path], iterate: Callable[[Watch], Iterator[Line]]) -> None:
         self.files = [f.absolute() for f in files]
+        self.manifests = [f for f in self.files if f.suffix != ".tar"]
         self.iterate = iterate
 
     def open(self, path: Path, name: str, cache: Path) -> Source:
         """Reads it, or opens the index of it, which is made where there is none or the files have changed."""
-        if sum(f.stat().st_size for f in self.files) <= SMALL:
+        if sum(f.stat().st_size for f in self.manifests) <= SMALL:
             digest = hashlib.sha256()
             utterances = [u for _, u in self.iterate(lambda line, _: digest.update(line))]
             if not utterances:
@@ -123,8 +126,9 @@ class _Manifest:
         fresh = folder.with_suffix(".partial")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
-        manifests = [f for f in self.files if f.suffix != ".tar"]
-        with progress(f"Indexing {path.name}", sum(f.stat().st_size for f in manifests) / 1e6, unit="MB") as advance:
+        with progress(
+            f"Indexing {path.name}", sum(f.stat().st_size for f in self.manifests) / 1e6, unit="MB"
+        ) as advance:
             last = 0
 
             def watch(line: bytes, position: int) -> None:

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 LINE_FEED = 10
+BLOCK = 1 << 20
+"""Bytes that are looked at together, so that nothing of the size of the whole is made."""
 
 
 class StringTable(Sequence[str]):
     """Strings without line feeds, looked up one at a time; equal to any sequence of the same strings."""
 
-    def __init__(self, blob: NDArray[np.uint8], starts: NDArray[np.int64]) -> None:
+    def __init__(self, blob: NDArray[np.uint8], starts: NDArray[np.unsignedinteger[Any] | np.int64]) -> None:
         """
         Args:
             blob: the UTF-8 of all strings, one byte between two.
@@ -25,11 +27,18 @@ class StringTable(Sequence[str]):
     @staticmethod
     def from_lines(blob: NDArray[np.uint8]) -> "StringTable":
         """The table of a text of lines; an empty one has none."""
-        if len(blob) == 0:
-            return StringTable(blob, np.zeros(1, dtype=np.int64))
-        starts = np.flatnonzero(blob == LINE_FEED) + 1
-        ends = [] if blob[-1] == LINE_FEED else [len(blob) + 1]
-        return StringTable(blob, np.concatenate(([0], starts, ends)).astype(np.int64))
+        blocks = [blob[n : n + BLOCK] for n in range(0, len(blob), BLOCK)]
+        count = sum(int(np.count_nonzero(b == LINE_FEED)) for b in blocks)
+        unended = len(blob) > 0 and blob[-1] != LINE_FEED
+        starts: NDArray[Any] = np.zeros(count + 1 + unended, dtype=np.uint32 if len(blob) < 2**32 - 1 else np.int64)
+        done = 1
+        for number, block in enumerate(blocks):
+            found = np.flatnonzero(block == LINE_FEED) + (number * BLOCK + 1)
+            starts[done : done + len(found)] = found
+            done += len(found)
+        if unended:
+            starts[-1] = len(blob) + 1
+        return StringTable(blob, starts)
 
     @staticmethod
     def of(strings: Sequence[str]) -> "StringTable":
@@ -40,7 +49,7 @@ class StringTable(Sequence[str]):
 
     def raw(self, index: int) -> bytes:
         """The UTF-8 of one."""
-        return self.blob[self.starts[index] : self.starts[index + 1] - 1].tobytes()
+        return self.blob[int(self.starts[index]) : int(self.starts[index + 1]) - 1].tobytes()
 
     def text(self) -> NDArray[np.uint8]:
         """All of them with a line feed between two."""
@@ -70,7 +79,10 @@ class StringTable(Sequence[str]):
 
     def __eq__(self, other: Any) -> bool:
         if isinstance(other, StringTable):
-            return len(self) == len(other) and np.array_equal(self.text(), other.text())
+            one, two = self.text(), other.text()
+            same = len(self) == len(other) and len(one) == len(two)
+            blocks = range(0, len(one), BLOCK)
+            return same and all(np.array_equal(one[n : n + BLOCK], two[n : n + BLOCK]) for n in blocks)
         if isinstance(other, Sequence) and not isinstance(other, str):
             return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
         return NotImplemented

@@ -21,6 +21,7 @@ from speechssl.data.strings import LINE_FEED, StringTable, find_all
 from speechssl.errors import SpeechsslError
 
 FORMAT = "1"
+CHUNK = 1 << 16
 AGAIN = "remove the file and run `speechssl cluster` again"
 
 
@@ -146,14 +147,16 @@ class UtteranceLabels:
         """K."""
         return self._sets[0].num_labels
 
-    def lengths(self) -> NDArray[np.int64]:
+    def lengths(self) -> NDArray[np.int32]:
         """Codes of each utterance, -1 = not labelled, (U,)."""
-        found = []
-        for label_set, places in zip(self._sets, self._places, strict=True):
-            sizes = label_set.offsets.diff().numpy()
-            sizes = np.concatenate((sizes, [-1]))  # which place -1 is
-            found.append(sizes[places])
-        return np.concatenate(found)
+        lengths = np.empty(int(self._bases[-1]), dtype=np.int32)
+        for label_set, places, base in zip(self._sets, self._places, self._bases[:-1].tolist(), strict=True):
+            offsets = label_set.offsets.numpy()
+            for begin in range(0, len(places), CHUNK):
+                part = places[begin : begin + CHUNK]
+                sizes = offsets[part + 1] - offsets[part]
+                lengths[base + begin : base + begin + len(part)] = np.where(part < 0, -1, sizes)
+        return lengths
 
     def codes(self, number: int, begin: int, end: int) -> Tensor:
         """A stretch of the codes of an utterance that is labelled, (T,)."""

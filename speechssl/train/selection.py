@@ -17,6 +17,8 @@ from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.targets.labels import UtteranceLabels
 
 logger = logging.getLogger(__name__)
+CHUNK = 1 << 16
+"""Utterances that are looked at together."""
 ROUNDING = 0.05
 """Seconds by which labels may be shorter or longer than the audio: front-ends drop what fills no frame."""
 
@@ -122,11 +124,14 @@ def _without(
 
 
 def _check_fit(index: UtteranceIndex, rows: NDArray[np.int32], labels: UtteranceLabels) -> None:
-    lengths, seconds = labels.lengths()[rows] / labels.label_rate, index.durations[rows]
-    bad = np.flatnonzero((lengths == 0) | (np.abs(lengths - seconds) > ROUNDING))
-    if len(bad):
-        name, first = index.name(int(rows[bad[0]])), bad[0]
-        raise SpeechsslError(
-            f"The labels of '{name}' last {lengths[first]:.2f} s, its audio {seconds[first]:.2f} s, and {len(bad) - 1} "
-            "more don't fit: run `speechssl cluster` again on this corpus."
-        )
+    lengths = labels.lengths()
+    for begin in range(0, len(rows), CHUNK):
+        part = rows[begin : begin + CHUNK]
+        found, seconds = lengths[part] / labels.label_rate, index.durations[part]
+        bad = np.flatnonzero((found == 0) | (np.abs(found - seconds) > ROUNDING))
+        if len(bad):
+            first = bad[0]
+            raise SpeechsslError(
+                f"The labels of '{index.name(int(part[first]))}' last {found[first]:.2f} s, its audio "
+                f"{seconds[first]:.2f} s: run `speechssl cluster` again on this corpus."
+            )
