@@ -50,7 +50,7 @@ class SelfAttention(nn.Module):
         Args:
             x: (B, T, D).
             attended: (B, 1, 1, T) bool, True = a frame that may be attended to; None = all, which is the fast path.
-                Or (B, H, T, T) float, added to the scaled products.
+                Or a bias, see `attend`.
             positions: relative position bias, (H, T, T or more), see `RelativePositionBias`; None = there is none.
 
         Returns:
@@ -64,7 +64,7 @@ class SelfAttention(nn.Module):
             y = attend(query, key, value, attended, dropout=dropout)
         else:
             heard = qkv[:, :, 0].reshape(B, T, D) if self.gate_hears_query else x
-            gate = x.new_ones(1, 1, 1, 1) if self.gate is None else self.gate(heard)
+            gate = None if self.gate is None else self.gate(heard)
             y = attend_gated(query, key, value, attended, gate=gate, positions=positions, dropout=dropout)
         return self.output(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]  # nn.Module returns Any
 
@@ -76,14 +76,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attended: Tensor | None, *
         query: (B, H, T, D/H).
         key: (B, H, T, D/H).
         value: (B, H, T, D/H).
-        attended: (B, 1, 1, T) bool, True = may be attended to; or (B, H, T, T) float, a bias; None = all.
+        attended: (B, 1, 1, T) bool, True = may be attended to; or a bias, (B, H, T, T or more) float, added to the
+            scaled products, -inf beyond the T keys; None = all.
         dropout: probability of dropping a weight.
 
     Returns:
         (B, H, T, D/H).
     """
-    if attended is not None and attended.is_floating_point() and query.device.type == "cpu":
-        return attend_biased(query, key, value, attended.to(query.dtype), dropout=dropout)
+    if attended is not None and attended.is_floating_point():
+        if query.device.type == "cpu":
+            return attend_biased(query, key, value, attended.to(query.dtype), dropout=dropout)
+        attended = attended[..., : key.size(2)]  # rows that begin at multiples of what fused attention wants
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return attend_in_chunks(query, key, value, attended, dropout=dropout)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=attended, dropout_p=dropout)
@@ -93,11 +96,13 @@ def attend_biased(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, *, dr
     """`attend` with any bias, as plain products: on a CPU torch's fused kernel takes a few times as long to train.
 
     Args:
-        bias: (B, H, T, T), added to the scaled products.
+        bias: (B, H, T, T or more), added to the scaled products; -inf beyond the T keys.
     """
     B, H, T, width = query.shape
-    q, k, v = query.reshape(B * H, T, width), key.reshape(B * H, T, width), value.reshape(B * H, T, width)
-    weights = torch.baddbmm(bias.reshape(B * H, T, T), q, k.transpose(1, 2), alpha=width**-0.5).softmax(dim=2)
+    size = bias.size(3)
+    further = (0, 0, 0, size - T)
+    q, k, v = (x.reshape(B * H, -1, width) for x in (query, F.pad(key, further), F.pad(value, further)))
+    weights = torch.baddbmm(bias.reshape(B * H, T, size), q, k.transpose(1, 2), alpha=width**-0.5).softmax(dim=2)
     if dropout > 0.0:
         weights = F.dropout(weights, dropout)
     return torch.bmm(weights.to(v.dtype), v).view(B, H, T, width)
@@ -109,7 +114,7 @@ def attend_gated(
     value: Tensor,
     attended: Tensor | None,
     *,
-    gate: Tensor,
+    gate: Tensor | None,
     positions: Tensor,
     dropout: float = 0.0,
 ) -> Tensor:
@@ -118,15 +123,18 @@ def attend_gated(
     On a CPU the (B, H, T, T) of it never exist at once; on a GPU they do, in the type of the queries.
 
     Args:
-        gate: (B, H, T, 1), one factor per query, or what broadcasts to it.
+        gate: (B, H, T, 1), one factor per query, or what broadcasts to it; None = 1.
         positions: (H, T, T or more), for keys that run backwards: see `RelativePositionBias`.
     """
     T = query.size(2)
     key, value = key.flip(2), value.flip(2)
     attended = None if attended is None else attended.flip(3)
-    gate, positions = gate.to(query.dtype).expand(*query.shape[:3], 1), positions.to(query.dtype)
+    positions = positions.to(query.dtype)
+    if gate is not None:
+        gate = gate.to(query.dtype).expand(*query.shape[:3], 1)
     if query.device.type == "cpu":
         return attend_in_chunks(query, key, value, attended, dropout=dropout, gate=gate, positions=positions[:, :, :T])
+    gate = query.new_ones(1, 1, 1, 1).expand(*query.shape[:3], 1) if gate is None else gate
     bias = dense_bias(gate, positions, attended)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
 
@@ -171,26 +179,25 @@ def attend_in_chunks(
         value: (B, H, T, D/H).
         attended: (B, 1, 1, T) bool, True = may be attended to; None = all.
         dropout: probability of dropping a weight.
-        gate: (B, H, T, 1); None = no bias.
-        positions: (H, T, T), the bias that `gate` scales, in the order of `key`.
+        gate: (B, H, T, 1); None = 1.
+        positions: (H, T, T), the bias that `gate` scales, in the order of `key`; None = no bias.
 
     Returns:
         (B, H, T, D/H).
     """
     B, H, T, width = query.shape
-    if attended is None and gate is None and dropout == 0.0 and T >= LONG and not torch.is_grad_enabled():
+    if attended is None and positions is None and dropout == 0.0 and T >= LONG and not torch.is_grad_enabled():
         return _attend_head_by_head(query, key, value)
     hidden = query.new_zeros(B, 1, 1, T) if attended is None else _additive(attended, query)
     outputs = []
     for batch, heads, rows in _pieces(B, H, T):
         q = query[batch, heads, rows].flatten(0, 1)  # (N, rows, D/H)
         k, v = key[batch, heads].flatten(0, 1), value[batch, heads].flatten(0, 1)  # (N, T, D/H)
-        if gate is None or positions is None:
-            bias = hidden[batch].expand(-1, heads.stop - heads.start, -1, -1)
-        else:
+        bias = hidden[batch].expand(-1, heads.stop - heads.start, -1, -1)
+        if positions is not None:
             near = positions[heads, rows]
             near = near if near.size(1) == T else near.contiguous()  # else torch, seeing rows overlap, makes columns
-            bias = torch.addcmul(hidden[batch], gate[batch, heads, rows], near)
+            bias = bias + near if gate is None else torch.addcmul(hidden[batch], gate[batch, heads, rows], near)
         weights = torch.baddbmm(bias.flatten(0, 1), q, k.transpose(1, 2), alpha=width**-0.5).softmax(dim=2)
         if dropout > 0.0:
             weights = F.dropout(weights, dropout)
