@@ -6,9 +6,13 @@ T frames, H heads.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.encoder.relative_bias import ALIGNMENT
+
+ROW = 32
+"""Numbers that a CPU's vector holds in bfloat16; softmax takes two or three times as long where rows end otherwise."""
 
 
 class LinearBias(nn.Module):
@@ -44,14 +48,21 @@ class LinearBias(nn.Module):
             present: (B, V) bool, False = fills the row up; None = all are.
 
         Returns:
-            (B, H, V, V) float32, to be added to the scaled products of query and key; -inf for keys that fill up.
+            (B, H, V, V or more) float32, to be added to the scaled products of query and key; -inf for keys that fill
+            up, of which there are so many more that rows have a length that a CPU's softmax is fast with.
         """
         B, V = frames.shape
-        distances = (frames[:, :, None] - frames[:, None, :]).abs().float()  # (B, V, V)
+        further = -V % ROW
+        if further and present is None:
+            present = torch.ones_like(frames, dtype=torch.bool)
+        keys = F.pad(frames, (0, further))
+        distances = (frames[:, :, None] - keys[:, None, :]).abs().float()  # (B, V, V or more)
         with torch.autocast(frames.device.type, enabled=False):
             # As a product of matrices, so that the gradient of the scales is one too.
-            bias = torch.matmul(-self._steepness()[:, None], distances.view(B, 1, V * V)).view(B, -1, V, V)
-        return bias if present is None else bias.masked_fill(~present[:, None, None, :], -torch.inf)
+            bias = torch.matmul(-self._steepness()[:, None], distances.view(B, 1, -1)).view(B, -1, V, V + further)
+        if present is None:
+            return bias
+        return bias.masked_fill(~F.pad(present, (0, further))[:, None, None, :], -torch.inf)
 
     def _steepness(self) -> Tensor:
         """(H,) float32."""

@@ -53,8 +53,8 @@ class EmaTeacher(nn.Module):
         for pairs, weight in ((followed, 1.0 - decay), (copied, 1.0)):
             if pairs:  # with the weight 1 this copies, also where torch can't copy lists of sharded tensors
                 torch._foreach_lerp_([own for own, _ in pairs], [other for _, other in pairs], weight)
-        for own, other in zip(self.module.buffers(), student.buffers(), strict=True):
-            own.copy_(_as_own(other, own))
+        for buffer, other in zip(self.module.buffers(), student.buffers(), strict=True):
+            buffer.copy_(_as_own(other, buffer))
 
 
 def _as_own(other: Tensor, own: Tensor) -> Tensor:
