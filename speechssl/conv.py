@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from speechssl.conv_training import can_train, conv_with_gradients
+
 
 def conv_over_time(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, padding: int = 0, groups: int = 1
@@ -23,6 +25,8 @@ def conv_over_time(
     Returns:
         (B, T', D), contiguous where `x` is.
     """
+    if can_train(x, weight, stride=stride, padding=padding, groups=groups) and not torch.compiler.is_compiling():
+        return conv_with_gradients(x, weight, bias, stride=stride, padding=padding, groups=groups)
     image = x.transpose(1, 2)[:, :, None, :]  # (B, C, 1, T)
     flat = weight[:, :, None, :].contiguous(memory_format=torch.channels_last)
     y = F.conv2d(image, flat, bias, stride=(1, stride), padding=(0, padding), groups=groups)

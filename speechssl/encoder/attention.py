@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechssl.encoder.attention_training import attend_with_gradients
+from speechssl.encoder.dropout import dropout as drop
 from speechssl.encoder.linear import Linear
 from speechssl.encoder.relative_bias import PositionGate
 from speechssl.errors import ConfigError
@@ -87,7 +89,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attended: Tensor | None, *
         if query.device.type == "cpu":
             return attend_biased(query, key, value, attended.to(query.dtype), dropout=dropout)
         attended = attended[..., : key.size(2)]  # rows that begin at multiples of what fused attention wants
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+    if query.device.type == "cpu" and (query.dtype == torch.bfloat16 or dropout > 0.0):
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            hidden = None if attended is None else _additive(attended, query)
+            pieces = _pieces(*query.shape[:3])
+            return attend_with_gradients(query, key, value, hidden, pieces=pieces, dropout=dropout)
         return attend_in_chunks(query, key, value, attended, dropout=dropout)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=attended, dropout_p=dropout)
 
@@ -104,7 +110,7 @@ def attend_biased(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, *, dr
     q, k, v = (x.reshape(B * H, -1, width) for x in (query, F.pad(key, further), F.pad(value, further)))
     weights = torch.baddbmm(bias.reshape(B * H, T, size), q, k.transpose(1, 2), alpha=width**-0.5).softmax(dim=2)
     if dropout > 0.0:
-        weights = F.dropout(weights, dropout)
+        weights = drop(weights, dropout)
     return torch.bmm(weights.to(v.dtype), v).view(B, H, T, width)
 
 
@@ -200,7 +206,7 @@ def attend_in_chunks(
             bias = bias + near if gate is None else torch.addcmul(hidden[batch], gate[batch, heads, rows], near)
         weights = torch.baddbmm(bias.flatten(0, 1), q, k.transpose(1, 2), alpha=width**-0.5).softmax(dim=2)
         if dropout > 0.0:
-            weights = F.dropout(weights, dropout)
+            weights = drop(weights, dropout)
         outputs.append(torch.bmm(weights.to(v.dtype), v).view(-1, width))
     return torch.cat(outputs).view(B, H, T, width)
 

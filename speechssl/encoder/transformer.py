@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from speechssl.encoder.alibi import LinearBias
 from speechssl.encoder.attention import SelfAttention
+from speechssl.encoder.dropout import Dropout
 from speechssl.encoder.linear import Linear
 from speechssl.encoder.positional import ConvPositionalEmbedding, StackedConvPositionalEmbedding
 from speechssl.encoder.relative_bias import RelativePositionBias
@@ -73,8 +74,8 @@ class TransformerBlock(nn.Module):
         self.fc2 = Linear(config.ffn_width, config.width)
         self.ffn_norm = nn.LayerNorm(config.width)
         self.adapter = None if config.adapter_width is None else Adapter(config.width, inner=config.adapter_width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
+        self.dropout = Dropout(config.dropout)
+        self.activation_dropout = Dropout(config.activation_dropout)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D), before dropout."""
@@ -132,7 +133,7 @@ class TransformerEncoder(nn.Module):
         self.run_skipped_blocks = False
         self.position = _position(config)
         self.norm = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
         self.relative_bias = _relative_bias(config)
         self.apply(_init_bert)

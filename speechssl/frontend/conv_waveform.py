@@ -156,16 +156,35 @@ class ConvWaveform(nn.Module):
         x = waveform.unfold(1, kernel, stride)  # (B, frames of this layer, K)
         for index, (conv, norm) in enumerate(self._parts):
             weight, bias = first if first is not None and index == 0 else (conv.weight, conv.bias)
-            if index == 0:  # with a single channel to hear, a plain product is the faster convolution
-                x = F.linear(x, weight.squeeze(1), bias).to(conv.weight.dtype)  # (B, frames, C)
+            if index == 0 and scale is not None and shift is not None:
+                x = _scaled(x, weight, bias, scale, shift)
+            elif index == 0:  # with a single channel to hear, a plain product is the faster convolution
+                x = F.linear(x, weight.squeeze(1), bias)  # (B, frames, C)
+                x = x if first is None else x.to(conv.weight.dtype)
             else:
                 x = conv_over_time(x, weight, bias, stride=conv.stride[0])
             if self.norm == "layer":
                 x = norm(x)
-            elif index == 0 and scale is not None and shift is not None:
-                x = torch.addcmul(shift[:, None].to(x.dtype), x, scale[:, None].to(x.dtype))
             x = F.gelu(x)
         return x
+
+
+def _scaled(windows: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+    """The first convolution with its group norm in its weights, so that what it puts out is gone through but once.
+
+    Args:
+        windows: (B, frames, K).
+        weight: (C, 1, K).
+        bias: (C,).
+        scale: (B, C).
+        shift: (B, C).
+
+    Returns:
+        (B, frames, C).
+    """
+    weights = (weight.squeeze(1) * scale[:, :, None]).to(windows.dtype)  # (B, C, K)
+    added = (shift if bias is None else shift + scale * bias).to(windows.dtype)
+    return torch.baddbmm(added[:, None], windows, weights.transpose(1, 2))
 
 
 def window_statistics(waveform: Tensor, lengths: Tensor, *, kernel: int, stride: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.augment.corrupt import corrupt
+from speechssl.encoder.dropout import Dropout
 from speechssl.encoder.transformer import draw_skipped_blocks
 from speechssl.loss.contrastive import HiddenFrames, contrastive_loss, diversity_loss, sample_distractors
 from speechssl.loss.masked_prediction import features_penalty
@@ -67,7 +68,7 @@ class Wav2Vec2Pretraining(Objective):
             depth=config.quantizer_depth,
             factor=config.quantizer_factor,
         )
-        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.feature_dropout = Dropout(config.feature_dropout)
         self.project_q = nn.Linear(quantized, config.final_dim)
         self.final_proj = nn.Linear(upstream.hidden_sizes[-1], config.final_dim)
         self.target_mlp = _gated(config.final_dim) if config.target_mlp else nn.Identity()
