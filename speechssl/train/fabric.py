@@ -8,8 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch names them without exporting
 
 from speechssl.errors import ConfigError
 from speechssl.objective import Objective, PretrainInputs
