@@ -14,6 +14,7 @@ from speechssl.checkpoint import load_weights, save_upstream
 from speechssl.config import load_config, to_dict
 from speechssl.data.batching import derive_seed
 from speechssl.errors import SpeechsslError, UnknownNameError
+from speechssl.heads import read_heads, save_heads
 from speechssl.loading import build_upstream, load_upstream
 from speechssl.objective import Labelling, Objective
 from speechssl.registry import family_module, find_preset
@@ -55,7 +56,8 @@ def pretrain(
             targets.
         output: receives the upstream (`load_upstream` reads it), `checkpoints`, `log.jsonl` and `tensorboard`.
         init: an upstream of the same shape to start from, as `load_upstream` takes it; None = random weights, as the
-            paper's second iteration too. The prediction head is new in either case.
+            paper's second iteration too. What the objective adds goes on from it where the family can read it there
+            (wav2vec 2.0's quantizer), and is new where not, as HuBERT's prediction head.
         overrides: such as 'train.steps=1000'.
 
     Raises:
@@ -75,6 +77,9 @@ def pretrain(
     corpora = [corpus] if isinstance(corpus, str | Path) else list(corpus)
     data = open_data(corpora, labels, split=split, upstream=upstream, config=config.train)
     objective = build_objective(upstream, config, data.labelling)
+    load_heads = getattr(family_module(family, "pretrain"), "load_heads", None)
+    if init is not None and load_heads is not None:
+        load_heads(objective, read_heads(init), origin=str(init))
     identity = {
         "model": to_dict(config.model),
         "objective": to_dict(config.objective),
@@ -85,6 +90,8 @@ def pretrain(
     outcome = run.run()
     if outcome.finished:
         weights = {name: whole(value) for name, value in upstream.state_dict().items()}
+        state = {} if load_heads is None else objective.state_dict()
+        heads = {name: whole(value) for name, value in state.items() if not name.startswith("upstream.")}
         if run.fabric.is_global_zero:
             final = build_upstream(family, config.model, seed=config.train.seed)
             final.load_state_dict(weights)
@@ -92,6 +99,7 @@ def pretrain(
             final.weights = f"pre-trained on {data.title}, {outcome.step} steps"
             if init is not None:
                 final.weights += f", from {source.weights}"
+            save_heads(heads, Path(output))
             save_upstream(final, output)
         run.fabric.barrier()
     return outcome

@@ -23,10 +23,18 @@ from speechssl.quantizer.gumbel import GumbelQuantizer
 from speechssl.types import LossOutput
 from speechssl.upstream import normalize_waveform
 from upstreams.wav2vec2.clusters import cluster_directions
+from upstreams.wav2vec2.heads import load_heads
 from upstreams.wav2vec2.model import Wav2Vec2Upstream
 from upstreams.wav2vec2.pretrain_config import PRETRAIN_PRESETS, TRAIN_PRESETS, Wav2Vec2PretrainConfig
 
-__all__ = ["PRETRAIN_PRESETS", "TRAIN_PRESETS", "Wav2Vec2PretrainConfig", "Wav2Vec2Pretraining", "build_pretraining"]
+__all__ = [
+    "PRETRAIN_PRESETS",
+    "TRAIN_PRESETS",
+    "Wav2Vec2PretrainConfig",
+    "Wav2Vec2Pretraining",
+    "build_pretraining",
+    "load_heads",
+]
 
 FEWEST_CODES = 1.5
 """Per codebook, of a healthy run: below, all frames are quantized alike."""

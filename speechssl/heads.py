@@ -1,0 +1,64 @@
+"""The weights of pre-training that a checkpoint holds besides its upstream's: quantizers and projections.
+
+Upstreams leave them out; a run that goes on from a checkpoint keeps them where they are there.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from speechssl import hub
+from speechssl.checkpoint import CONFIG_FILE, read_file, read_json, read_weights, save_tensors
+from speechssl.fairseq_format import has_settings, is_fairseq, open_fairseq
+from speechssl.registry import family_module, find_preset
+
+HEADS_FILE = "heads.safetensors"
+"""Beside an upstream of ours, written when its pre-training ends."""
+
+
+def save_heads(heads: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes what an objective holds besides its upstream; nothing where it holds nothing."""
+    if heads:
+        save_tensors(heads, folder / HEADS_FILE)
+
+
+def read_heads(reference: str | Path) -> dict[str, Tensor]:
+    """Reads all weights of a checkpoint, by the names that they have in it.
+
+    Args:
+        reference: as `load_upstream` takes it.
+
+    Returns:
+        The upstream's weights too where they are in the same file; empty for a folder of ours without heads, and where
+        the format has no place for them.
+    """
+    path, name = Path(reference).expanduser(), str(reference)
+    if path.is_dir():
+        return _of_folder(path)
+    if path.is_file():
+        content = read_file(path)
+        readable = is_fairseq(content) and has_settings(content)
+        return dict(open_fairseq(content, origin=name).state) if readable else {}
+    if "/" in name and ":" not in name:
+        return _of_repository(name)
+    repository = None
+    if ":" not in name:
+        family, _ = find_preset(name)
+        repository = getattr(family_module(family, "config"), "REPOSITORIES", {}).get(name)
+    return {} if repository is None else _of_repository(repository)
+
+
+def _of_repository(reference: str) -> dict[str, Tensor]:
+    repository, revision = hub.split_revision(reference)
+    owner, project, *inside = Path(repository).parts
+    if inside:
+        return read_heads(hub.download_file(f"{owner}/{project}", "/".join(inside), revision=revision))
+    return _of_folder(hub.download(repository, revision=revision))
+
+
+def _of_folder(folder: Path) -> dict[str, Tensor]:
+    if (folder / HEADS_FILE).is_file():
+        return load_file(folder / HEADS_FILE)
+    return {} if "family" in read_json(folder / CONFIG_FILE) else read_weights(folder)
