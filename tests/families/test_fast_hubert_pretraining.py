@@ -1,6 +1,7 @@
 """Fast-HuBERT: its frontend against torchaudio's Kaldi features and plain convolutions, its format, its loss."""
 
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from transformers import HubertConfig, HubertModel
 
 from speechssl.checkpoint import save_upstream
 from speechssl.data.batching import make_generator
+from speechssl.data.corpus import open_corpus
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.loading import build_upstream, load_upstream
 from speechssl.masking.span import sample_span_mask
 from speechssl.objective import Labelling, PretrainInputs
-from speechssl.train.run import pretrain_config
+from speechssl.targets.labels import label_path, make_label_set
+from speechssl.train.metrics import read_log
+from speechssl.train.run import pretrain, pretrain_config
 from upstreams.fast_hubert.config import PRESETS, FastHubertConfig
 from upstreams.fast_hubert.frontend import SubsampledLogMel
 from upstreams.fast_hubert.model import build
@@ -205,3 +209,32 @@ def test_a_damaged_setting_is_named(tmp_path: Path) -> None:
         load_upstream(tmp_path / "x.pt")
     with pytest.raises(ConfigError, match="odd"):
         SubsampledLogMel(80, channels=24, inner=32, kernels=(4,))
+
+
+def test_a_run_keeps_its_statistics_when_it_goes_on(tiny_corpus: Path, tmp_path: Path) -> None:
+    """Steps 3 and 4 after an interruption are those of a run without one, and the upstream is saved with both."""
+    corpus = open_corpus(tiny_corpus)
+    codes = {
+        u.id: torch.randint(5, (round((u.duration or 0) * 100) - 2,), generator=make_generator(u.id))
+        for u in corpus.utterances("train")
+    }
+    labels = make_label_set(codes, num_labels=5, label_rate=100.0, corpus=corpus.fingerprint, origin="noise")
+    labels.save(label_path(tmp_path / "labels", "train"))
+    settings = [
+        *(f"model.{name}={value}" for name, value in {"width": 32, "heads": 2, "ffn_width": 48, "depth": 2}.items()),
+        "objective.layers=[1,2]", "train.batch_seconds=5", "train.batches_per_step=1", "train.min_seconds=0.5",
+        "train.max_seconds=1.2", "train.log_every=1", "train.save_every=2", "train.steps=4", "train.warmup=0.25",
+        "train.accelerator=cpu", "train.threads=1",
+    ]  # fmt: skip
+    arguments: dict[str, Any] = {"corpus": tiny_corpus, "labels": [tmp_path / "labels"], "overrides": settings}
+    pretrain("fast_hubert_tiny", output=tmp_path / "whole", **arguments)
+    shutil.copytree(tmp_path / "whole" / "checkpoints", tmp_path / "part" / "checkpoints")
+    last = max((tmp_path / "part" / "checkpoints").iterdir(), key=lambda path: path.name)
+    shutil.rmtree(last) if last.is_dir() else last.unlink()
+    pretrain("fast_hubert_tiny", output=tmp_path / "part", **arguments)
+    one, two = (load_upstream(tmp_path / name) for name in ("whole", "part"))
+    assert one.frontend.norm.frames > 1_000
+    assert all(torch.equal(value, two.state_dict()[key]) for key, value in one.state_dict().items())
+    assert [line["loss"] for line in read_log(tmp_path / "whole")][2:] == [
+        line["loss"] for line in read_log(tmp_path / "part")
+    ]
