@@ -2,7 +2,7 @@
 
 What is predicted stays that of the clean utterance, the primary one.
 B batch, S samples.
-Reference: UniSpeech's `unispeech_sat_dataset.py` (also of WavLM, by its authors' word). Differences: there an utterance
+Reference: UniSpeech's `utterance_mixing_dataset.py`, which WavLM's authors point to. Differences: there an utterance
 may be mixed with itself, and with one that was mixed before; here with another one as it was, so that the order within
 a batch does not matter. Padding is left alone here, and counts in no energy.
 """

@@ -157,7 +157,7 @@ class MaskedPrediction(LabelPrediction):
 class LinearPrediction(LabelPrediction):
     """A linear layer with a row per label: one product instead of a projection, two norms and a product.
 
-    Paper: Yang et al. 2023 (Fast-HuBERT), sec. 3.3, arXiv:2309.13860.
+    Paper: Yang et al. 2023 (Fast-HuBERT), sec. 3, arXiv:2309.13860.
     """
 
     def __init__(self, size: int, *, num_labels: Sequence[int], temperature: float) -> None:

@@ -26,7 +26,7 @@ STRIDE = 2
 class SubsampledLogMel(nn.Module):
     """Kaldi's log-mel energies, `CorpusNorm`, and per layer a convolution and a gated linear unit.
 
-    Paper: Yang et al. 2023, sec. 3.1 and 3.2, arXiv:2309.13860; the convolutions are those of Synnaeve et al. 2020,
+    Paper: Yang et al. 2023, sec. 3, arXiv:2309.13860; the convolutions are those of Synnaeve et al. 2020,
     arXiv:1911.08460.
     """
 

@@ -17,7 +17,7 @@ def _mixing() -> MixingConfig:
 class WavLMPretrainConfig(MaskedPredictionConfig):
     """The objective; the defaults are those of the base model.
 
-    A fifth of the utterances is mixed, as UniSpeech's `unispeech_sat_dataset.py` has it, at its energy ratios. How much
+    A fifth of the utterances is mixed, as UniSpeech's `utterance_mixing_dataset.py` has it, at its energy ratios. How much
     of that is noise the authors' code leaves open (0, an option); a tenth is our choice, and takes effect only where
     noise is given.
 
