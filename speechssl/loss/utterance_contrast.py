@@ -3,9 +3,9 @@
 Products of all frames with each other are made, (N, N), and the scores of the sampled ones are looked up in them: one
 matrix product, where a copy of 100 vectors per frame would be made and multiplied one by one.
 N frames, K others per frame, E width.
-Reference: UniSpeech's `unispeech_sat.py` (`sample_instances`, `compute_pred_spk`). There a frame may be drawn as its own
-other, since what is shifted is not the frame's index in the batch; here it never is. There all utterances must hide
-equally many frames; here any number.
+Reference: UniSpeech's `unispeech_sat.py` (`sample_instances`, `compute_pred_spk`). There a frame may be drawn as its
+own other, since what is shifted is not the frame's index in the batch; here it never is. There all utterances must
+hide equally many frames; here any number.
 """
 
 from dataclasses import dataclass

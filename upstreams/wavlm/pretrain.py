@@ -17,9 +17,9 @@ def _mixing() -> MixingConfig:
 class WavLMPretrainConfig(MaskedPredictionConfig):
     """The objective; the defaults are those of the base model.
 
-    A fifth of the utterances is mixed, as UniSpeech's `utterance_mixing_dataset.py` has it, at its energy ratios. How much
-    of that is noise the authors' code leaves open (0, an option); a tenth is our choice, and takes effect only where
-    noise is given.
+    A fifth of the utterances is mixed, as UniSpeech's `utterance_mixing_dataset.py` has it, at its energy ratios. How
+    much of that is noise the authors' code leaves open (an option, 0); a tenth is our choice, and takes effect only
+    where noise is given.
 
     Paper: Chen et al. 2022, sec. IV-B and V-A, arXiv:2110.13900.
     """
