@@ -41,7 +41,7 @@ class MelRvqConfig:
     """Of `fit`."""
     batch_frames: int = 4096
     """Frames per step of `fit`."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Of `fit`, falling to 0 as a cosine."""
 
 
@@ -173,7 +173,7 @@ class MelRvqQuantizer(Quantizer):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.config.steps)
         for _ in range(self.config.steps):
             rows = torch.randint(len(x), (self.config.batch_frames,), generator=generator, device=generator.device)
-            with torch.enable_grad():
+            with torch.enable_grad():  # type: ignore[no-untyped-call]  # untyped in torch
                 loss = self(x[rows.to(x.device)], generator=generator).loss / self.config.batch_frames
                 optimizer.zero_grad()
                 loss.backward()

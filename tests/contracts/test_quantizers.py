@@ -90,7 +90,6 @@ CASES = {
         lambda: MelRvqQuantizer(
             MelRvqConfig(
                 width=WIDTH, stages=2, entries=ENTRIES, code_width=2, restart_after=2, steps=300, batch_frames=256,
-                learning_rate=3e-3,
             )
         ),
         "some",

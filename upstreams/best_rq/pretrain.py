@@ -207,7 +207,7 @@ def _make_quantizer(width: int, config: BestRqPretrainConfig) -> Quantizer:
         quantizer = MelRvqQuantizer(
             MelRvqConfig(
                 width=width, stages=config.codebooks, entries=config.entries, code_width=config.code_width,
-                steps=config.fit_steps,
+                steps=config.fit_steps, restart_after=max(config.fit_steps // 20, 1),
             )
         )  # fmt: skip
         quantizer.freeze()
