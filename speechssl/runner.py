@@ -55,7 +55,7 @@ class RunOptions:
     """What does not decide the numbers, only where and how they are computed."""
 
     cache_folder: str | None = None
-    """None = `speechssl.cache.default_folder()`."""
+    """None = `speechssl.files.default_folder()`."""
     cache_gb: float = 20.0
     jobs: int = 1
     """Processes; each trains one head at a time."""

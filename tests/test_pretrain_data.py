@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,11 +31,13 @@ from speechssl.data.batching import OPEN_SHARDS, BatchStream, EpochPlan, make_ge
 from speechssl.data.corpus import open_corpus
 from speechssl.data.indexed import ListedIndex, MappedIndex, UtteranceIndex
 from speechssl.data.shar import iterate_shar
-from speechssl.data.sources import join_sources, open_source
+from speechssl.data.sources import TrainingCorpus, open_source, open_sources
 from speechssl.data.strings import StringTable, find_all
 from speechssl.errors import ConfigError, ManifestError, SpeechsslError
 from speechssl.loading import load_upstream
+from speechssl.targets.cluster import ClusterConfig, cluster
 from speechssl.targets.labels import UtteranceLabels, label_path, load_labels, make_label_set
+from speechssl.targets.lloyd import KMeansConfig
 from speechssl.train.config import PretrainConfig
 from speechssl.train.data import PretrainDataset
 from speechssl.train.inputs import open_data, open_noise
@@ -170,32 +173,25 @@ def test_batches_of_shar_come_from_few_archives_at_a_time(shar: Path) -> None:
 # Lookups
 
 
-def test_labels_are_found_in_any_order_and_of_several_corpora(tiny_corpus: Path, tmp_path: Path, cache: Path) -> None:
-    first = open_source(tiny_corpus, "train")
-    shutil.copytree(tiny_corpus, tmp_path / "other")
-    info = json.loads((tmp_path / "other" / "corpus.json").read_text())
-    (tmp_path / "other" / "corpus.json").write_text(json.dumps({**info, "fingerprint": "f" * 64}))
-    second = open_source(tmp_path / "other", "dev")
-    joined = join_sources([first, second])
-    sets = []
-    for number, source in enumerate((first, second)):
-        ids = [u.id for u in source.index]
-        order = torch.randperm(len(ids), generator=make_generator(number)).tolist()
-        codes = {ids[n]: torch.arange(n, n + 5) + 100 * number for n in order[1:]}
-        made = make_label_set(codes, num_labels=500, label_rate=50.0, corpus=source.fingerprint, origin="o")
-        made.save(tmp_path / f"{number}.safetensors")
-        sets.append((load_labels(tmp_path / f"{number}.safetensors"), order[0]))
-    labels = UtteranceLabels([s for s, _ in sets], joined)
+def test_labels_are_found_in_any_order_and_of_several_corpora(tiny_corpus: Path, shar: Path, tmp_path: Path) -> None:
+    parts = [open_source(path, "train") for path in (tiny_corpus, shar, tiny_corpus)]
+    joined = open_sources([tiny_corpus, shar, tiny_corpus], "train")
+    ids, index = list(joined.index.ids), joined.index
+    assert ids[0] == f"tiny/{parts[0].index.ids[0]}"
+    assert ids[-1] == index[len(ids) - 1].id == index.name(len(ids) - 1) == f"tiny#2/{parts[2].index.ids[-1]}"
+    assert index.column("corpus").names == ("tiny", shar.name, "tiny#2")
+    assert np.bincount(index.column("corpus").codes).tolist() == [len(p.index) for p in parts]
+    assert [u.labels["corpus"] for u in index][:: len(parts[0].index)] == ["tiny", shar.name, "tiny#2"]
+    assert joined.fingerprint != open_sources([shar, tiny_corpus, tiny_corpus], "train").fingerprint
+    order = torch.randperm(len(ids), generator=make_generator(1)).tolist()
+    codes = {ids[n]: torch.arange(n, n + 5) for n in order[1:]}
+    made = make_label_set(codes, num_labels=500, label_rate=50.0, corpus=joined.fingerprint, origin="o")
+    made.save(tmp_path / "labels.safetensors")
+    labels = UtteranceLabels(load_labels(tmp_path / "labels.safetensors"), index)
     lengths = labels.lengths()
-    assert [n for n in range(len(joined)) if lengths[n] < 0] == [sets[0][1], len(first.index) + sets[1][1]]
-    for number in range(len(joined)):
-        own = number if number < len(first.index) else number - len(first.index) + 100
-        if lengths[number] >= 0:
-            assert labels.codes(number, 1, 4).tolist() == [own + 1, own + 2, own + 3]
-    assert joined.ids[0] == f"tiny/{first.index.ids[0]}"
-    assert joined[len(joined) - 1].id == joined.name(len(joined) - 1) == f"tiny#2/{second.index[-1].id}"
-    assert joined.column("corpus").names == ("tiny", "tiny#2")
-    assert np.bincount(joined.column("corpus").codes).tolist() == [len(first.index), len(second.index)]
+    assert np.flatnonzero(lengths < 0).tolist() == [order[0]]
+    for number in order[1:]:
+        assert labels.codes(number, 1, 4).tolist() == [number + 1, number + 2, number + 3]
 
 
 def test_strings_of_a_table_are_those_that_went_in() -> None:
@@ -572,17 +568,24 @@ def test_labels_that_do_not_fit_are_named_with_both_lengths(tones: list[Utteranc
         _dataset([*tones[:2], replace(tones[2], duration=None)])
 
 
-def test_corpora_must_be_labelled_by_one_clustering(tones: list[Utterance]) -> None:
-    joined = join_sources([
-        sources.Source(Path("x"), name, name, ListedIndex(part)) for name, part in (("a", tones[:6]), ("b", tones[6:]))
-    ])  # fmt: skip
-    codes = {u.id: torch.zeros(round((u.duration or 0) * 50), dtype=torch.long) for u in tones}
-    one, two = (make_label_set(codes, num_labels=k, label_rate=50.0, corpus="c", origin="o") for k in (3, 4))
-    PretrainDataset(joined, [[one, one]], CROP, cache_gb=0.0)
-    with pytest.raises(SpeechsslError, match="different clusterings"):
-        PretrainDataset(joined, [[one, two]], CROP, cache_gb=0.0)
-    with pytest.raises(SpeechsslError, match="labels of 1 corpora, but 2"):
-        PretrainDataset(joined, [one], CROP, cache_gb=0.0)
+def test_memory_grows_by_less_than_sixty_bytes_per_utterance(tmp_path: Path, cache: Path) -> None:
+    def grown(count: int) -> int:
+        path = tmp_path / f"{count}.jsonl"
+        cut = '{"id": "%d", "start": 0, "duration": %.2f, "recording": {"sources": [{"source": "/a/%d.flac"}]}}\n'
+        path.write_text("".join(cut % (n, 2 + n % 977 / 100, n) for n in range(count)))
+        codes = {str(n): torch.zeros(int(50 * (2 + n % 977 / 100)), dtype=torch.long) for n in range(count)}
+        index = open_source(path, "train").index
+        make_label_set(codes, num_labels=3, label_rate=50.0, corpus="c", origin="o").save(tmp_path / "l.safetensors")
+        del codes
+        tracemalloc.start()
+        dataset = PretrainDataset(index, [load_labels(tmp_path / "l.safetensors")], CROP, cache_gb=0.0)
+        batches = iter(dataset.stream(PretrainConfig()))
+        next(batches)
+        size = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        return size
+
+    assert (grown(22_000) - grown(2_000)) / 20_000 < 60
 
 
 # Whole runs
@@ -590,41 +593,41 @@ def test_corpora_must_be_labelled_by_one_clustering(tones: list[Utterance]) -> N
 SETTINGS = (
     "model.width=32", "model.depth=1", "model.heads=2", "model.ffn_width=64", "model.pos_kernel=7",
     "objective.final_dim=16", "train.batch_seconds=4", "train.batches_per_step=2", "train.min_seconds=0.5",
-    "train.max_seconds=1.2", "train.log_every=1", "train.save_every=4", "train.steps=8", "train.threads=1",
+    "train.max_seconds=1.2", "train.log_every=1", "train.save_every=4", "train.steps=12", "train.threads=1",
     "train.accelerator=cpu", "train.cache_gb=0", "train.num_workers=2", "train.balance=corpus", "train.max_bad=0.1",
 )  # fmt: skip
 
 
 @pytest.fixture
-def two_corpora(manifest: Path, shar: Path, tmp_path: Path) -> tuple[list[Path], list[Path]]:
-    """A manifest of which one file is missing and a Shar folder, and labels of each."""
+def two_corpora(manifest: Path, shar: Path, tmp_path: Path) -> tuple[list[Path], Path]:
+    """A manifest of which three files are missing and a Shar folder, and labels of both."""
     lines = gzip.decompress(manifest.read_bytes()).splitlines(keepends=True)
-    first = json.loads(lines[0])
-    first["recording"]["sources"][0]["source"] = "/nowhere/lost.flac"
-    paths = [_rewrite(manifest, tmp_path, {1: json.dumps(first).encode() + b"\n"}), shar]
-    folders = []
-    for path in paths:
-        source = open_source(path, "train")
-        codes = {u.id: torch.arange(round((u.duration or 0) * 50)) % 12 for u in source.index}
-        made = make_label_set(codes, num_labels=12, label_rate=50.0, corpus=source.fingerprint, origin="time")
-        folders.append(tmp_path / f"labels-{source.fingerprint[:8]}")
-        made.save(label_path(folders[-1], "train"))
-    return paths, folders
+    lost = {}
+    for number in (1, 2, 3):
+        cut = json.loads(lines[number - 1])
+        cut["recording"]["sources"][0]["source"] = "/nowhere/lost.flac"
+        lost[number] = json.dumps(cut).encode() + b"\n"
+    paths = [_rewrite(manifest, tmp_path, lost), shar]
+    source = open_sources(paths, "train")
+    codes = {u.id: torch.arange(round((u.duration or 0) * 50)) % 12 for u in source.index}
+    made = make_label_set(codes, num_labels=12, label_rate=50.0, corpus=source.fingerprint, origin="time")
+    made.save(label_path(tmp_path / "labels", "train"))
+    return paths, tmp_path / "labels"
 
 
-def _run(corpora: Sequence[Path], labels: Sequence[Path], output: Path) -> list[tuple[float, float]]:
-    pretrain("hubert_tiny", corpus=corpora, labels=labels, output=output, overrides=SETTINGS)
+def _run(corpora: Sequence[Path], labels: Path, output: Path) -> list[tuple[float, float]]:
+    pretrain("hubert_tiny", corpus=corpora, labels=[labels], output=output, overrides=SETTINGS)
     return [(line["step"], line["loss"]) for line in read_log(output)]
 
 
 def test_a_run_with_workers_is_stopped_as_a_group_and_goes_on_bit_for_bit(
-    two_corpora: tuple[list[Path], list[Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    two_corpora: tuple[list[Path], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     corpora, labels = two_corpora
     whole = _run(corpora, labels, tmp_path / "whole")
     assert "number 1 that can't be read: The audio file /nowhere/lost.flac does not exist" in caplog.text
     folder = tmp_path / "stopped"
-    options = [f"--corpus={c}" for c in corpora] + [f"--labels={path}" for path in labels]
+    options = [*(f"--corpus={c}" for c in corpora), f"--labels={labels}"]
     command = [sys.executable, "-m", "speechssl", "pretrain", "hubert_tiny", *options, "-o", str(folder), *SETTINGS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -640,13 +643,11 @@ def test_a_run_with_workers_is_stopped_as_a_group_and_goes_on_bit_for_bit(
     assert process.returncode == 143, errors.decode()
     assert b"goes on from there" in errors
     stopped = len(read_log(folder))
-    assert 2 <= stopped < 8
+    assert 2 <= stopped < 12
     assert _run(corpora, labels, folder) == whole
 
 
-def test_what_a_run_was_begun_with_is_checked(
-    two_corpora: tuple[list[Path], list[Path]], manifest: Path, tmp_path: Path
-) -> None:
+def test_what_a_run_was_begun_with_is_checked(two_corpora: tuple[list[Path], Path], manifest: Path) -> None:
     corpora, labels = two_corpora
     upstream = load_upstream("hubert_tiny", random_weights=0)
 
@@ -654,11 +655,21 @@ def test_what_a_run_was_begun_with_is_checked(
         config = PretrainConfig(min_seconds=0.5, **changes)  # type: ignore[arg-type]  # a test's shorthand
         return dict(open_data(paths, folders, split="train", upstream=upstream, config=config).identity)
 
-    both = identity(corpora, labels)
-    assert both == identity(corpora, labels[::-1])  # labels find their corpus by themselves
-    assert both != identity(corpora[:1], labels[:1])
-    assert identity(corpora, labels, transcripts="text")["vocabulary"] is not None
-    with pytest.raises(SpeechsslError, match="another corpus"):
-        identity([manifest], labels[:1])
-    with pytest.raises(SpeechsslError, match=r"\[1, 0\] sets of labels"):
-        identity(corpora, labels[:1])
+    both = identity(corpora, [labels])
+    assert both["vocabulary"] is None
+    assert identity(corpora, [labels], transcripts="text")["vocabulary"] == sorted(set("abdefgiklmnorstuw "))
+    for paths in ([manifest], corpora[::-1], corpora[:1]):
+        with pytest.raises(SpeechsslError, match="another corpus"):
+            identity(paths, [labels])
+        assert identity(paths, [])["corpus"] != both["corpus"]
+
+
+def test_shar_is_clustered_as_the_files_are(tiny_corpus: Path, shar: Path, tmp_path: Path) -> None:
+    config = ClusterConfig(layer=0, kmeans=KMeansConfig(clusters=5), fraction=1.0)
+    found = []
+    for path in (tiny_corpus, shar):
+        corpus = TrainingCorpus([path], "train")
+        found.append(cluster(load_upstream("mfcc"), corpus, tmp_path / path.name, config).labels["train"])
+    assert found[0].corpus != found[1].corpus
+    assert torch.equal(found[0].codes, found[1].codes)
+    assert found[0].ids == found[1].ids

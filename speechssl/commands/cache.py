@@ -23,7 +23,8 @@ def command(
     from rich.console import Console
     from rich.table import Table
 
-    from speechssl.cache import FeatureCache, default_folder
+    from speechssl.cache import FeatureCache
+    from speechssl.files import default_folder
     from speechssl.errors import SpeechsslError
 
     folder = folder or default_folder()

@@ -10,7 +10,12 @@ import typer
 def command(
     *,
     upstream: Annotated[str, typer.Option(help="mfcc, or an upstream's name or folder.")],
-    corpus: Annotated[Path, typer.Option(help="Prepared corpus.")],
+    corpus: Annotated[
+        list[Path],
+        typer.Option(
+            help="Prepared corpus, Lhotse manifest of cuts, or folder of Lhotse Shar; several are labelled together."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Receives centroids and labels.")],
     layer: Annotated[int, typer.Option(help="Which hidden state.")] = 0,
     clusters: Annotated[int, typer.Option(help="How many labels.")] = 100,
@@ -47,7 +52,7 @@ def command(
     from rich.console import Console
     from rich.table import Table
 
-    from speechssl.data.corpus import open_corpus
+    from speechssl.data.sources import TrainingCorpus
     from speechssl.errors import ConfigError
     from speechssl.extraction import Precision
     from speechssl.loading import load_upstream
@@ -57,8 +62,8 @@ def command(
 
     if precision not in ("float32", "bf16"):
         raise ConfigError(f"`--precision` must be float32 or bf16, but is '{precision}'.")
-    opened = open_corpus(corpus)
     splits = split or ["train"]
+    opened = TrainingCorpus(corpus, splits[0])
     if sample_hours is not None:
         total = sum(u.duration or 0.0 for u in opened.utterances(splits[0])) / 3600
         fraction = min(sample_hours / max(total, 1e-9), 1.0)

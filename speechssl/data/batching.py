@@ -83,7 +83,7 @@ def _bucket(
     if generator is not None:  # in place: there may be millions
         noise = torch.rand(len(seconds), generator=generator, dtype=torch.float64)
         keys = noise.mul_(JITTER).add_(1).mul_(keys)
-    items = torch.argsort(keys, stable=True).numpy().astype(np.int32)
+    items = np.argsort(keys.numpy(), kind="stable").astype(np.int32)
     del keys
     bounds = _bounds(seconds, items, batch_seconds, max_size or len(items))
     order = np.arange(len(bounds) - 1)

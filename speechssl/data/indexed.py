@@ -171,7 +171,7 @@ class JoinedIndex(UtteranceIndex):
     @property
     def ids(self) -> StringTable:  # type: ignore[override]  # made when asked for
         """All ids."""
-        return StringTable.of([f"{n}/{i}" for n, part in zip(self.names, self.parts, strict=True) for i in part.ids])
+        return StringTable.of(f"{n}/{i}" for n, part in zip(self.names, self.parts, strict=True) for i in part.ids)
 
     def place(self, number: int) -> tuple[int, int]:
         """Which part, and the number in it."""

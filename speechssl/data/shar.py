@@ -18,7 +18,7 @@ CUTS = ("cuts.jsonl", "cuts.jsonl.gz", "cuts.*.jsonl", "cuts.*.jsonl.gz")
 
 def is_shar(folder: Path) -> bool:
     """Whether a folder holds Shar archives."""
-    return any(True for _ in folder.glob("recording*.tar")) and bool(list_shards(folder))
+    return folder.is_dir() and next(folder.glob("recording*.tar"), None) is not None and bool(list_shards(folder))
 
 
 def list_shards(folder: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from speechssl.data.shar import archive_of, is_shar, iterate_shar, list_shards
 from speechssl.errors import ManifestError, SpeechsslError
 from speechssl.files import default_folder
 from speechssl.progress import progress
+from speechssl.types import Utterance
 
 logger = logging.getLogger(__name__)
 SMALL = 2e6
@@ -44,8 +45,7 @@ def open_source(path: str | Path, split: str, *, cache: Path | None = None) -> S
     """Opens a prepared corpus, a manifest (.jsonl, .jsonl.gz) of cuts or recordings, or a folder of Lhotse Shar.
 
     Args:
-        split: of a prepared corpus, or a folder below a Shar folder; a manifest, or a folder with archives in it, is
-            taken whole.
+        split: of a prepared corpus; others are taken whole.
         cache: where a large manifest's index is kept; None = `default_folder()/manifests`.
 
     Raises:
@@ -66,26 +66,49 @@ def open_source(path: str | Path, split: str, *, cache: Path | None = None) -> S
         manifest = _Manifest([file], lambda watch: iterate_manifest(file, root=corpus.root, watch=watch))
         found = manifest.open(path, corpus.name, cache)
         return Source(path, corpus.name, corpus.fingerprint, found.index)
-    for folder in (path, path / split):
-        if folder.is_dir() and is_shar(folder):
-            files = [p for cuts in list_shards(folder) for p in (cuts, archive_of(cuts))]
-            manifest = _Manifest(files, partial(_of_shar, folder.absolute()))
-            return manifest.open(path, path.name, cache)
+    if is_shar(path):
+        files = [p for cuts in list_shards(path) for p in (cuts, archive_of(cuts))]
+        return _Manifest(files, partial(_of_shar, path.absolute())).open(path, path.name, cache)
     raise ManifestError(
         f"{path} is no corpus, manifest or Shar folder: give a folder of `speechssl prepare`, a .jsonl or .jsonl.gz "
         "file, or a folder with cuts.000000.jsonl.gz and recording.000000.tar."
     )
 
 
-def join_sources(sources: Sequence[Source]) -> UtteranceIndex:
-    """The utterances of all; of several, the name of each is the label 'corpus' and the begin of its ids."""
+def open_sources(paths: Sequence[str | Path], split: str, *, cache: Path | None = None) -> Source:
+    """Opens one or more as `open_source` does; of several, the name of each is the label 'corpus' and begins its ids.
+
+    Raises:
+        ManifestError: as `open_source`, or no path.
+    """
+    if not paths:
+        raise ManifestError("There is no corpus: give one with `--corpus`.")
+    sources = [open_source(path, split, cache=cache) for path in paths]
     if len(sources) == 1:
-        return sources[0].index
+        return sources[0]
     parts: dict[str, UtteranceIndex] = {}
     for source in sources:
         twins = sum(name == source.name or name.startswith(f"{source.name}#") for name in parts)
         parts[f"{source.name}#{twins + 1}" if twins else source.name] = source.index
-    return JoinedIndex(parts)
+    digest = hashlib.sha256("\n".join(s.fingerprint for s in sources).encode()).hexdigest()
+    return Source(sources[0].path, " + ".join(parts), digest, JoinedIndex(parts))
+
+
+class TrainingCorpus:
+    """One or more sources as clustering takes them: labels are of all together."""
+
+    def __init__(self, paths: Sequence[str | Path], split: str) -> None:
+        """
+        Args:
+            split: any that there is.
+        """
+        self._paths = list(paths)
+        self.fingerprint = open_sources(paths, split).fingerprint
+        """As of `Source`."""
+
+    def utterances(self, split: str) -> Sequence[Utterance]:
+        """Those of a split; a manifest or Shar folder has but one."""
+        return open_sources(self._paths, split).index
 
 
 def _of_shar(folder: Path, watch: Watch) -> Iterator[Line]:

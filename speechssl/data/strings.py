@@ -1,7 +1,7 @@
 """Many short strings as one array of bytes: a million cost no Python objects, and a file of them is memory-mapped."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -41,11 +41,15 @@ class StringTable(Sequence[str]):
         return StringTable(blob, starts)
 
     @staticmethod
-    def of(strings: Sequence[str]) -> "StringTable":
+    def of(strings: Iterable[str]) -> "StringTable":
         """The table of some strings."""
         if isinstance(strings, StringTable):
             return strings
-        return StringTable.from_lines(np.frombuffer(b"".join(s.encode() + b"\n" for s in strings), dtype=np.uint8))
+        blob = bytearray()
+        for string in strings:
+            blob += string.encode()
+            blob.append(LINE_FEED)
+        return StringTable.from_lines(np.frombuffer(blob, dtype=np.uint8))
 
     def raw(self, index: int) -> bytes:
         """The UTF-8 of one."""

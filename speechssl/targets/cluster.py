@@ -18,6 +18,7 @@ from torch import Tensor
 from speechssl.config import first_difference, to_dict
 from speechssl.data.batching import make_generator
 from speechssl.data.corpus import Corpus
+from speechssl.data.sources import TrainingCorpus
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.extraction import Precision, extract, measure
 from speechssl.metric.codes import perplexity
@@ -75,7 +76,7 @@ class ClusterOutcome:
 
 def cluster(
     upstream: Upstream,
-    corpus: Corpus,
+    corpus: Corpus | TrainingCorpus,
     folder: Path,
     config: ClusterConfig,
     *,
@@ -100,7 +101,7 @@ def cluster(
 @dataclass(frozen=True)
 class _Clustering:
     upstream: Upstream
-    corpus: Corpus
+    corpus: Corpus | TrainingCorpus
     folder: Path
     config: ClusterConfig
     skip_bad: bool

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from speechssl.checkpoint import save_tensors
-from speechssl.data.indexed import JoinedIndex, UtteranceIndex
+from speechssl.data.indexed import UtteranceIndex
 from speechssl.data.strings import LINE_FEED, StringTable, find_all
 from speechssl.errors import SpeechsslError
 
@@ -117,50 +117,29 @@ def load_labels(path: Path) -> LabelSet:
 
 
 class UtteranceLabels:
-    """One set of labels, looked up by the numbers of an index; of several corpora, each has a file of its own."""
+    """One set of labels, looked up by the numbers of an index."""
 
-    def __init__(self, sets: Sequence[LabelSet], index: UtteranceIndex) -> None:
-        """
-        Args:
-            sets: one for each part of the index, of one clustering.
-
-        Raises:
-            SpeechsslError: they are of different clusterings, or not as many as the index has parts.
-        """
-        parts = index.parts if isinstance(index, JoinedIndex) else [index]
-        if len(sets) != len(parts):
-            raise SpeechsslError(f"There are labels of {len(sets)} corpora, but {len(parts)} corpora: label each.")
-        kinds = {(s.num_labels, s.label_rate, s.origin) for s in sets}
-        if len(kinds) > 1:
-            raise SpeechsslError(f"The corpora were labelled by different clusterings ({kinds}): label all with one.")
-        self._sets = list(sets)
-        self._places = [find_all(part.ids, StringTable.of(s.ids)) for part, s in zip(parts, sets, strict=True)]
-        self._bases = np.cumsum([0, *map(len, parts)])
-
-    @property
-    def label_rate(self) -> float:
+    def __init__(self, labels: LabelSet, index: UtteranceIndex) -> None:
+        self.label_rate = labels.label_rate
         """Codes per second, Hz."""
-        return self._sets[0].label_rate
-
-    @property
-    def num_labels(self) -> int:
+        self.num_labels = labels.num_labels
         """K."""
-        return self._sets[0].num_labels
+        self._codes = labels.codes
+        self._offsets = labels.offsets
+        self._places = find_all(index.ids, StringTable.of(labels.ids))
 
     def lengths(self) -> NDArray[np.int32]:
         """Codes of each utterance, -1 = not labelled, (U,)."""
-        lengths = np.empty(int(self._bases[-1]), dtype=np.int32)
-        for label_set, places, base in zip(self._sets, self._places, self._bases[:-1].tolist(), strict=True):
-            offsets = label_set.offsets.numpy()
-            for begin in range(0, len(places), CHUNK):
-                part = places[begin : begin + CHUNK]
-                sizes = offsets[part + 1] - offsets[part]
-                lengths[base + begin : base + begin + len(part)] = np.where(part < 0, -1, sizes)
+        lengths = np.empty(len(self._places), dtype=np.int32)
+        offsets = self._offsets.numpy()
+        for begin in range(0, len(lengths), CHUNK):
+            part = self._places[begin : begin + CHUNK]
+            sizes = offsets[part + 1] - offsets[part]
+            lengths[begin : begin + len(part)] = np.where(part < 0, -1, sizes)
         return lengths
 
     def codes(self, number: int, begin: int, end: int) -> Tensor:
         """A stretch of the codes of an utterance that is labelled, (T,)."""
-        part = int(np.searchsorted(self._bases, number, side="right")) - 1
-        offsets, place = self._sets[part].offsets, int(self._places[part][number - self._bases[part]])
-        first, last = int(offsets[place]), int(offsets[place + 1])
-        return self._sets[part].codes[first + begin : min(first + end, last)]
+        place = int(self._places[number])
+        first, last = int(self._offsets[place]), int(self._offsets[place + 1])
+        return self._codes[first + begin : min(first + end, last)]

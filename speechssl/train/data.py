@@ -88,7 +88,7 @@ class PretrainDataset(Dataset[TrainBatch]):
     def __init__(
         self,
         utterances: Sequence[Utterance] | UtteranceIndex,
-        label_sets: Sequence[LabelSet | Sequence[LabelSet]],
+        label_sets: Sequence[LabelSet],
         crop: CropConfig,
         *,
         cache_gb: float,
@@ -99,8 +99,7 @@ class PretrainDataset(Dataset[TrainBatch]):
         """
         Args:
             utterances: with durations; those that can't be trained on are left out and counted, see `select`.
-            label_sets: their rates may differ; empty for an objective that makes its own targets. Of several corpora,
-                each set is one of each.
+            label_sets: their rates may differ; empty for an objective that makes its own targets.
             noise: clips to draw from.
             transcripts: which label is one; then utterances are never cropped.
             max_bad: share of the utterances that may be unreadable.
@@ -111,7 +110,7 @@ class PretrainDataset(Dataset[TrainBatch]):
         self.index = utterances if isinstance(utterances, UtteranceIndex) else ListedIndex(utterances)
         self.crop = crop
         self.max_bad = max_bad
-        self.labels = [UtteranceLabels([s] if isinstance(s, LabelSet) else s, self.index) for s in label_sets]
+        self.labels = [UtteranceLabels(s, self.index) for s in label_sets]
         self.rows, self.transcripts = select(self.index, self.labels, crop, transcripts)
         self.align = alignment(crop, [s.label_rate for s in self.labels])
         self.durations: NDArray[np.float64] = crop_seconds(self.index.durations[self.rows], crop)

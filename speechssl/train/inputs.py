@@ -7,11 +7,11 @@ from typing import Any
 
 from speechssl.audio import audio_info
 from speechssl.data.indexed import ListedIndex, UtteranceIndex
-from speechssl.data.sources import Source, is_source, join_sources, open_source
+from speechssl.data.sources import is_source, open_source, open_sources
 from speechssl.errors import SpeechsslError
 from speechssl.inputs import resolve_items
 from speechssl.objective import Labelling
-from speechssl.targets.labels import LabelSet, label_path, load_labels
+from speechssl.targets.labels import label_path, load_labels
 from speechssl.train.config import PretrainConfig
 from speechssl.train.data import PretrainDataset
 from speechssl.train.selection import CropConfig, TranscriptConfig
@@ -43,17 +43,19 @@ def open_data(
 
     Args:
         corpora: as `open_source` takes them.
-        labels: folders of `speechssl cluster`; of several corpora one folder for each set and corpus, each set in the
-            same order.
+        labels: folders of `speechssl cluster` of the same corpora.
 
     Raises:
         SpeechsslError: labels of another corpus, or utterances of which none can be trained on.
     """
-    if not corpora:
-        raise SpeechsslError("There is no corpus to train on: give one with `--corpus`.")
-    sources = [open_source(path, split) for path in corpora]
-    index = join_sources(sources)
-    sets = _assign(sources, [(Path(f), load_labels(label_path(Path(f), split))) for f in labels])
+    source = open_sources(corpora, split)
+    sets = [load_labels(label_path(Path(folder), split)) for folder in labels]
+    for folder, label_set in zip(labels, sets, strict=True):
+        if label_set.corpus != source.fingerprint:
+            raise SpeechsslError(
+                f"The labels in {folder} are of another corpus than {source.name} (or it was prepared anew): run "
+                "`speechssl cluster` again, with the same `--corpus` in the same order."
+            )
     crop = CropConfig(
         upstream.sample_rate,
         upstream.frame_rate,
@@ -67,7 +69,7 @@ def open_data(
         transcripts = TranscriptConfig(config.transcripts, config.transcript_units)
     noise = None if config.noise is None else open_noise(config.noise, split)
     dataset = PretrainDataset(
-        index,
+        source.index,
         sets,
         crop,
         cache_gb=config.cache_gb,
@@ -81,14 +83,12 @@ def open_data(
         tuple(s.label_rate for s in dataset.labels),
         None if found is None else found.num_tokens,
     )
-    prints = [s.fingerprint for s in sources]
     identity: dict[str, Any] = {
-        "corpus": prints[0] if len(prints) == 1 else prints,
-        "labels": [s.fingerprint() for row in sets for s in row],
+        "corpus": source.fingerprint,
+        "labels": [s.fingerprint() for s in sets],
         "vocabulary": None if found is None else list(found.vocabulary),
     }
-    title = " + ".join(f"{s.name} {s.fingerprint[:12]}" for s in sources)
-    return RunData(dataset, labelling, identity, f"{title} ({split})")
+    return RunData(dataset, labelling, identity, f"{source.name} {source.fingerprint[:12]} ({split})")
 
 
 def open_noise(path: str | Path, split: str) -> UtteranceIndex:
@@ -103,22 +103,3 @@ def open_noise(path: str | Path, split: str) -> UtteranceIndex:
     return ListedIndex(
         [Utterance(u.id, u.path, u.start, u.duration or audio_info(u.path).duration - u.start) for u in found]
     )
-
-
-def _assign(sources: Sequence[Source], labels: Sequence[tuple[Path, LabelSet]]) -> list[list[LabelSet]]:
-    """The sets of labels, each of one for each source."""
-    for folder, label_set in labels:
-        if all(label_set.corpus != s.fingerprint for s in sources):
-            paths = " or ".join(str(s.path) for s in sources)
-            raise SpeechsslError(
-                f"The labels in {folder} are of another corpus than {paths} (or it was prepared anew): "
-                "run `speechssl cluster` again."
-            )
-    own = [[s for _, s in labels if s.corpus == source.fingerprint] for source in sources]
-    counts = [len(sets) for sets in own]
-    if len(set(counts)) > 1:
-        raise SpeechsslError(
-            f"There are {counts} sets of labels of the corpora {[s.name for s in sources]}: "
-            "give as many `--labels` of each."
-        )
-    return [list(row) for row in zip(*own, strict=True)]
