@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch names them without exporting
 
+from speechssl.encoder.linear import Linear
 from speechssl.errors import ConfigError
 from speechssl.objective import Objective, PretrainInputs
 from speechssl.train.config import PretrainConfig
@@ -88,8 +89,12 @@ def set_up(fabric: Any, objective: Objective, config: PretrainConfig) -> nn.Modu
     """
     if config.checkpoint_activations:
         _switch_on(objective, "checkpoint_activations", "`train.checkpoint_activations` can't be true")
-    if is_sharded(config, fabric) and objective.skips_blocks:
-        _switch_on(objective, "run_skipped_blocks", "`train.strategy`=fsdp needs model.layerdrop=0")
+    if is_sharded(config, fabric):
+        if objective.skips_blocks:
+            _switch_on(objective, "run_skipped_blocks", "`train.strategy`=fsdp needs model.layerdrop=0")
+        for module in objective.modules():
+            if isinstance(module, Linear):
+                module.pack_never()
     if config.compile:
         for block in blocks_of(objective):
             block.compile(dynamic=True)  # type: ignore[no-untyped-call]  # untyped in torch
