@@ -66,7 +66,7 @@ def mix_utterances(
         waveform: (B, S); of a batch of one, only noise is mixed in.
         lengths: valid samples, (B,) int64.
         generator: on the CPU or the device of the waveform; seven draws per utterance, whatever is chosen.
-        noise: (B, S), as many samples as the waveform has, all valid; None = none.
+        noise: (B, S), each as long as its utterance; None = none.
 
     Returns:
         (B, S), with the padding as it was.
@@ -81,7 +81,7 @@ def mix_utterances(
     if noise is not None:
         noisy = draw[1] < config.noise_prob
         source = torch.where(noisy[:, None], noise.to(source.dtype), source)
-        available = torch.where(noisy, S, available)
+        available = torch.where(noisy, lengths, available)
         low, high = low.masked_fill(noisy, config.low_noise_snr), high.masked_fill(noisy, config.high_noise_snr)
     if B == 1:
         chosen = chosen & noisy

@@ -36,7 +36,7 @@ def slowly(waveform: Tensor, lengths: Tensor, config: MixingConfig, draws: Tenso
         if chosen >= config.prob:
             continue
         if noise is not None and noisy < config.noise_prob:
-            other, low, high = noise[row], config.low_noise_snr, config.high_noise_snr
+            other, low, high = noise[row, : lengths[row]], config.low_noise_snr, config.high_noise_snr
         elif size > 1:
             index = (row + 1 + math.floor(partner * (size - 1))) % size
             other, low, high = waveform[index, : lengths[index]], config.low_snr, config.high_snr
@@ -58,7 +58,10 @@ def slowly(waveform: Tensor, lengths: Tensor, config: MixingConfig, draws: Tenso
 def test_mixing_is_the_papers_algorithm(prob: float, with_noise: bool) -> None:
     config = MixingConfig(prob=prob, noise_prob=0.5)
     waveform = waveforms(garbage=9.0)
-    noise = 0.3 * torch.randn(4, 4_000, generator=make_generator(7)) if with_noise else None
+    noise = None
+    if with_noise:  # as long as its utterance
+        inside = torch.arange(4_000) < LENGTHS[:, None]
+        noise = torch.where(inside, 0.3 * torch.randn(4, 4_000, generator=make_generator(7)), 0.0)
     for seed in range(20):
         draws = torch.rand(7, 4, generator=make_generator(seed), dtype=torch.float64)
         mixed = mix_utterances(waveform, LENGTHS, config, generator=make_generator(seed), noise=noise)
