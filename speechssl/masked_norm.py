@@ -29,7 +29,9 @@ def group_norm(x: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:
     mean = grouped.masked_fill(padding, 0.0).sum(dim=(2, 3), keepdim=True) / count
     centred = (grouped - mean).masked_fill(padding, 0.0)
     variance = centred.square().sum(dim=(2, 3), keepdim=True) / count
-    y = (centred * torch.rsqrt(variance + norm.eps)).view(B, C, T)
-    if norm.affine:
-        y = y * norm.weight.float()[:, None] + norm.bias.float()[:, None]
-    return y.to(x.dtype)
+    scale = torch.rsqrt(variance + norm.eps).view(B, -1, 1)  # (B, groups, 1)
+    if not norm.affine:
+        return (centred.view(B, norm.num_groups, -1) * scale).view(B, C, T).to(x.dtype)
+    # Gain and deviation make one factor, and it and the bias one pass.
+    scale = scale.repeat_interleave(C // norm.num_groups, dim=1) * norm.weight.float()[:, None]  # (B, C, 1)
+    return torch.addcmul(norm.bias.float()[:, None], centred.view(B, C, T), scale).to(x.dtype)

@@ -65,7 +65,7 @@ _PUBLISHED = PretrainConfig(
     weight_decay=0.0,
     schedule="cosine",
     warmup=1000 / 400_000,
-    clip_norm=25.0,
+    clip_norm=25.0,  # fairseq's default then
 )
 TRAIN_PRESETS: dict[str, PretrainConfig] = {"vq_wav2vec_gumbel": _PUBLISHED, "vq_wav2vec_kmeans": _PUBLISHED}
 """fairseq's command; the paper has 8 GPUs and 500 updates of warm-up, at the same rate."""

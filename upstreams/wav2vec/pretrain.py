@@ -55,7 +55,7 @@ TRAIN_PRESETS: dict[str, PretrainConfig] = {
         weight_decay=0.0,
         schedule="cosine",
         warmup=500 / 400_000,
-        clip_norm=25.0,
+        clip_norm=25.0,  # fairseq's default then
     ),
 }
 """Schneider et al. 2019, sec. 3.3: 1e-7 to 5e-3 in 500 updates, then a cosine to 1e-6 (here 0)."""
