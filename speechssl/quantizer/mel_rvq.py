@@ -40,7 +40,7 @@ class MelRvqConfig:
     steps: int = 2000
     """Of `fit`."""
     batch_frames: int = 4096
-    """Frames per step of `fit`."""
+    """Frames per step of `fit`, or as many as there are."""
     learning_rate: float = 3e-3
     """Of `fit`, falling to 0 as a cosine."""
 
@@ -171,10 +171,11 @@ class MelRvqQuantizer(Quantizer):
         self._spread(x, generator)
         optimizer = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.config.steps)
+        size = min(self.config.batch_frames, len(x))
         for _ in range(self.config.steps):
-            rows = torch.randint(len(x), (self.config.batch_frames,), generator=generator, device=generator.device)
+            rows = torch.randint(len(x), (size,), generator=generator, device=generator.device)
             with torch.enable_grad():  # type: ignore[no-untyped-call]  # untyped in torch
-                loss = self(x[rows.to(x.device)], generator=generator).loss / self.config.batch_frames
+                loss = self(x[rows.to(x.device)], generator=generator).loss / size
                 optimizer.zero_grad()
                 loss.backward()
             optimizer.step()

@@ -157,16 +157,16 @@ def test_corpus_statistics_come_from_the_first_batches():
     torch.testing.assert_close(objective.deviation, mel.std(dim=0), rtol=1e-3, atol=1e-4)
     before = objective(inputs[0], make_generator(0))
     objective.mean += 100.0
-    assert float(objective(inputs[0], make_generator(0)).loss_sum) != float(before.loss_sum)  # the targets use them
+    assert not torch.equal(objective(inputs[0], make_generator(0)).loss_sum, before.loss_sum)  # the targets use them
 
 
 def test_a_mel_rvq_is_trained_first_and_then_frozen():
-    objective = make(targets="mel_rvq", codebooks=2, entries=16, code_width=4, fit_steps=300)
+    objective = make(targets="mel_rvq", codebooks=2, entries=16, code_width=4, fit_steps=200)
     fresh = {name: value.clone() for name, value in objective.quantizer.state_dict().items()}
     objective.begin_run([batch(n) for n in range(3)])
     assert not torch.equal(objective.quantizer.state_dict()["stages.0.codebook"], fresh["stages.0.codebook"])
     assert not any("quantizer" in name for name, _ in objective.trained_parameters())
-    again = make(targets="mel_rvq", codebooks=2, entries=16, code_width=4, fit_steps=300)
+    again = make(targets="mel_rvq", codebooks=2, entries=16, code_width=4, fit_steps=200)
     again.begin_run([batch(n) for n in range(3)])  # another process
     for name, value in objective.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
