@@ -27,7 +27,7 @@ from lhotse.shar import SharWriter
 from speechssl.audio import audio_info, content_hash, read_audio
 from speechssl.data import sources
 from speechssl.data.balance import Balance
-from speechssl.data.batching import OPEN_SHARDS, BatchStream, EpochPlan, make_generator
+from speechssl.data.batching import OPEN_SHARDS, Batch, BatchStream, EpochPlan, make_generator
 from speechssl.data.corpus import open_corpus
 from speechssl.data.indexed import ListedIndex, MappedIndex, UtteranceIndex
 from speechssl.data.shar import iterate_shar
@@ -39,7 +39,7 @@ from speechssl.targets.cluster import ClusterConfig, cluster
 from speechssl.targets.labels import UtteranceLabels, label_path, load_labels, make_label_set
 from speechssl.targets.lloyd import KMeansConfig
 from speechssl.train.config import PretrainConfig
-from speechssl.train.data import PretrainDataset
+from speechssl.train.data import PretrainDataset, TrainBatch
 from speechssl.train.inputs import open_data, open_noise
 from speechssl.train.loading import load_batches
 from speechssl.train.metrics import read_log
@@ -394,6 +394,31 @@ def test_storage_that_is_gone_stops_a_run_at_once(tones: list[Utterance]) -> Non
     assert "Traceback" not in str(stopped.value)
 
 
+class _Killing(PretrainDataset):
+    def __getitem__(self, batch: Batch) -> TrainBatch:
+        if batch.number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(batch)
+
+
+def test_a_worker_that_is_killed_is_a_sentence(tones: list[Utterance]) -> None:
+    dataset = _Killing(tones, [], CROP, cache_gb=0.0)
+    batches = load_batches(dataset, dataset.stream(PretrainConfig(batch_seconds=4.0)), num_workers=1)
+    with pytest.raises(SpeechsslError, match=r"process that reads audio has died .* lower `train.num_workers`"):
+        list(islice(batches, 9))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_for_a_gpu_are_pinned(tones: list[Utterance], num_workers: int) -> None:
+    dataset = _dataset(tones, transcripts=TranscriptConfig("text"), crop=replace(CROP, max_seconds=9.0))
+    stream = dataset.stream(PretrainConfig(batch_seconds=4.0))
+    for batch in islice(load_batches(dataset, stream, num_workers=num_workers, pin=True), 3):
+        assert batch.inputs.tokens is not None
+        assert batch.inputs.waveform.is_pinned()
+        assert batch.inputs.tokens.is_pinned()
+
+
 def test_on_a_grid_what_replaces_is_as_long_as_the_batch(tones: list[Utterance]) -> None:
     Path(tones[8].path).unlink()
     crop = replace(CROP, max_seconds=1.5, grid_seconds=0.5)
@@ -421,7 +446,7 @@ def test_noise_is_a_function_of_seed_visit_and_utterance(tones: list[Utterance],
         soundfile.write(
             tmp_path / "noise" / f"{number}.wav", 0.1 * torch.randn(round(16_000 * seconds), generator=noise), 16_000
         )
-    clips = open_noise(tmp_path / "noise", "train")
+    clips = open_noise(tmp_path / "noise", "train").index
     assert [c.duration for c in clips] == [0.2, 5.0]
     one, two = (_dataset(tones, noise=clips, cache_gb=gb) for gb in (0.0, 1.0))
     batch = next(iter(one.stream(PretrainConfig(batch_seconds=8.0))))

@@ -24,8 +24,8 @@ def command(
     from rich.table import Table
 
     from speechssl.cache import FeatureCache
-    from speechssl.files import default_folder
     from speechssl.errors import SpeechsslError
+    from speechssl.files import default_folder
 
     folder = folder or default_folder()
     if folder.exists() and not folder.is_dir():

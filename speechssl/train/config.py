@@ -119,6 +119,7 @@ RUN_KEYS = frozenset(
         "num_workers",
         "cache_gb",
         "max_bad",
+        "noise",
         "collapse_steps",
         "threads",
     }

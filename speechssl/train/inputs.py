@@ -1,13 +1,14 @@
 """From the paths of corpora, labels and noise to the dataset of a run."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from speechssl.audio import audio_info
-from speechssl.data.indexed import ListedIndex, UtteranceIndex
-from speechssl.data.sources import is_source, open_source, open_sources
+from speechssl.data.indexed import ListedIndex
+from speechssl.data.sources import Source, is_source, open_source, open_sources
 from speechssl.errors import SpeechsslError
 from speechssl.inputs import resolve_items
 from speechssl.objective import Labelling
@@ -73,7 +74,7 @@ def open_data(
         sets,
         crop,
         cache_gb=config.cache_gb,
-        noise=noise,
+        noise=None if noise is None else noise.index,
         transcripts=transcripts,
         max_bad=config.max_bad,
     )
@@ -86,20 +87,23 @@ def open_data(
     identity: dict[str, Any] = {
         "corpus": source.fingerprint,
         "labels": [s.fingerprint() for s in sets],
+        "noise": None if noise is None else noise.fingerprint,
         "vocabulary": None if found is None else list(found.vocabulary),
     }
     return RunData(dataset, labelling, identity, f"{source.name} {source.fingerprint[:12]} ({split})")
 
 
-def open_noise(path: str | Path, split: str) -> UtteranceIndex:
+def open_noise(path: str | Path, split: str) -> Source:
     """The clips that noise is drawn from: a corpus, a manifest, a Shar folder, or a folder of audio files.
 
     Raises:
         SpeechsslError: nothing of these, or a file that can't be read.
     """
     if is_source(Path(path)):
-        return open_source(path, split).index
-    found = resolve_items(path)
-    return ListedIndex(
-        [Utterance(u.id, u.path, u.start, u.duration or audio_info(u.path).duration - u.start) for u in found]
-    )
+        return open_source(path, split)
+    clips = [
+        Utterance(u.id, u.path, u.start, u.duration or audio_info(u.path).duration - u.start)
+        for u in resolve_items(path)
+    ]
+    digest = hashlib.sha256("\n".join(f"{c.id} {c.start} {c.duration}" for c in clips).encode())
+    return Source(Path(path), Path(path).name, digest.hexdigest(), ListedIndex(clips))

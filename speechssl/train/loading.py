@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -102,6 +103,7 @@ def _in_processes(
         sampler=cast(Any, stream),
         batch_size=None,
         num_workers=num_workers,
+        multiprocessing_context="fork" if sys.platform == "linux" else None,  # labels and cache are shared, not sent
         prefetch_factor=AHEAD,
         pin_memory=pin,
         worker_init_fn=_leave_signals,
