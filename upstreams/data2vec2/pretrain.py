@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from speechssl.encoder.dropout import Dropout
 from speechssl.encoder.subset import FrameSubset, frame_subset
 from speechssl.errors import ConfigError
 from speechssl.loss.regression import REGRESSION_LIMITS, regression_loss
@@ -100,7 +100,7 @@ _BASE = PretrainConfig(
 
 TRAIN_PRESETS: dict[str, PretrainConfig] = {
     "data2vec2_tiny": replace(
-        _BASE, steps=5_000, batch_seconds=10.0, batches_per_step=1, max_seconds=8.0, grid_seconds=0.5, clip_norm=5.0
+        _BASE, steps=5_000, batch_seconds=16.0, batches_per_step=1, max_seconds=8.0, grid_seconds=0.5, clip_norm=5.0
     ),
     "data2vec2_base": _BASE,
     "data2vec2_large": replace(
@@ -134,6 +134,7 @@ class Data2Vec2Pretraining(SelfDistillation):
         if config.views < 1:
             raise ConfigError(f"`views` must be at least 1, but is {config.views}.")
         self.config = config
+        self.decoder_dropout = Dropout(config.decoder_dropout)
         self.decoder = ConvDecoder(
             upstream.config.width,
             inner=config.decoder_width,
@@ -184,7 +185,7 @@ class Data2Vec2Pretraining(SelfDistillation):
         encoded = self.upstream.encoder(
             x, padding, layers=frozenset({self.depth}), skipped_blocks=self.skipped_blocks(generator), kept=kept
         )[self.depth]  # (B * M, V, D)
-        encoded = F.dropout(encoded, config.decoder_dropout, training=self.training)
+        encoded = self.decoder_dropout(encoded)
         decoded = self.decoder(kept.put(encoded, self._noise(encoded, mask, generator)), padding)
         return self.decoder.projection(hidden.rows(hidden.take(decoded)))  # type: ignore[no-any-return]  # Any
 
