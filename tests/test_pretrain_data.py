@@ -689,6 +689,12 @@ def test_what_a_run_was_begun_with_is_checked(two_corpora: tuple[list[Path], Pat
         assert identity(paths, [])["corpus"] != both["corpus"]
 
 
+def test_utterances_shorter_than_a_hidden_span_are_refused(manifest: Path, tmp_path: Path) -> None:
+    changes = ("train.min_seconds=0.2", "train.grid_seconds=null")
+    with pytest.raises(ConfigError, match=r"longer than a hidden span of 0\.2 s .*but is 0\.2"):
+        pretrain("data2vec_tiny", corpus=manifest, output=tmp_path, overrides=changes)
+
+
 def test_shar_is_clustered_as_the_files_are(tiny_corpus: Path, shar: Path, tmp_path: Path) -> None:
     config = ClusterConfig(layer=0, kmeans=KMeansConfig(clusters=5), fraction=1.0)
     found = []

@@ -65,7 +65,7 @@ class PretrainConfig:
     keep: int = 2
     """Checkpoints that are kept."""
     num_workers: int = 2
-    """Processes that read audio where the corpus does not fit `cache_gb`."""
+    """Processes that read audio where the corpus does not fit `cache_gb`; 0 = one thread, in half the CPU time."""
     cache_gb: float = 4.0
     """A corpus up to this size (16-bit samples) is kept in memory once read; 0 = never."""
     max_bad: float = 0.001

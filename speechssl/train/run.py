@@ -13,7 +13,7 @@ import torch
 from speechssl.checkpoint import load_weights, save_upstream
 from speechssl.config import load_config, to_dict
 from speechssl.data.batching import derive_seed
-from speechssl.errors import SpeechsslError, UnknownNameError
+from speechssl.errors import ConfigError, SpeechsslError, UnknownNameError
 from speechssl.heads import read_heads, save_heads
 from speechssl.loading import build_upstream, load_upstream
 from speechssl.objective import Labelling, Objective
@@ -67,6 +67,7 @@ def pretrain(
     family, config = pretrain_config(preset, yaml=yaml, overrides=overrides)
     check_writable(Path(output))
     upstream = build_upstream(family, config.model, seed=config.train.seed)
+    check_span(config, upstream.frame_rate)
     started = None
     if init is not None:
         source = load_upstream(init)
@@ -119,6 +120,21 @@ def check_writable(folder: Path) -> None:
         raise SpeechsslError(
             f"The output folder {folder} can't be written to ({error.strerror}): choose another with `--output`."
         ) from error
+
+
+def check_span(config: RunConfig, frame_rate: float) -> None:
+    """
+    Raises:
+        ConfigError: utterances may be shorter than the spans that are hidden, so that nothing of them would be seen.
+    """
+    # Spans on a grid are counted in mel frames of 10 ms.
+    rate = 100.0 if hasattr(config.objective, "mask_grid") else frame_rate
+    span = getattr(config.objective, "mask_length", 0) / rate
+    if config.train.min_seconds <= span:
+        raise ConfigError(
+            f"`train.min_seconds` must be longer than a hidden span of {span:g} s (`objective.mask_length`), but is "
+            f"{config.train.min_seconds:g}: shorter utterances would be hidden whole."
+        )
 
 
 def pretrain_config(
