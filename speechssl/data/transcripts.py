@@ -1,6 +1,6 @@
 """Transcripts as tokens, for objectives that learn from them (CTC): 0 is the blank, units count from 1 on."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -48,12 +48,12 @@ def split_units(text: str, units: Units) -> list[str]:
 
 
 def read_transcripts(
-    index: UtteranceIndex, key: str, units: Units, *, rows: Iterable[int]
+    index: UtteranceIndex, key: str, units: Units, *, rows: NDArray[np.int64]
 ) -> tuple[Transcripts, NDArray[np.int32]]:
     """Finds the vocabulary of all transcripts, and how long each is.
 
     Args:
-        rows: the utterances that may be trained on.
+        rows: the utterances that may be trained on, (R,).
 
     Returns:
         the transcripts, and of each row the fewest frames that CTC can write it in: its tokens, and a blank between
@@ -64,17 +64,17 @@ def read_transcripts(
     """
     found: set[str] = set()
     others: set[str] = set()
-    frames: list[int] = []
-    for row in rows:
-        labels = index.labels(row)
+    frames = np.zeros(len(rows), dtype=np.int32)
+    for place, row in enumerate(rows):
+        labels = index.labels(int(row))
         sequence = split_units(str(labels[key]), units) if key in labels else []
         found.update(sequence)
-        frames.append(len(sequence) + _repeats(sequence))
+        frames[place] = len(sequence) + _repeats(sequence)
         if key not in labels:
             others.update(labels)
     if not found:
         raise ConfigError(f"No utterance has a transcript in the label '{key}'.{suggest(key, others)}")
-    return Transcripts(key, units, tuple(sorted(found))), np.array(frames, dtype=np.int32)
+    return Transcripts(key, units, tuple(sorted(found))), frames
 
 
 def _repeats(units: list[str]) -> int:

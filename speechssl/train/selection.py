@@ -79,7 +79,7 @@ def select(
         kept = _without(kept, longer, seconds, f"are longer than max_seconds={crop.max_seconds:g} s, with transcripts")
         rows = np.flatnonzero(kept)
         if len(rows):
-            found, frames = read_transcripts(index, transcripts.key, transcripts.units, rows=rows.tolist())
+            found, frames = read_transcripts(index, transcripts.key, transcripts.units, rows=rows)
             needed = np.zeros(len(index))
             needed[rows] = frames
             kept = _without(kept, needed == 0, seconds, f"have no '{transcripts.key}'")
