@@ -213,3 +213,18 @@ def test_a_spectrum_can_be_rebuilt_from_spans_of_its_own_frontend_alone() -> Non
         make(TeraPretrainConfig(target="spectrum"))
     with pytest.raises(ConfigError, match="fbank"):
         make(TeraPretrainConfig(TIME, target="spectrum"), replace(SMALL, frontend="fbank", level=None))
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_activations_that_are_computed_again_give_equal_gradients(share: bool) -> None:
+    gradients = []
+    for again in (False, True):
+        objective = make(TeraPretrainConfig(), replace(SMALL, share_blocks=share, dropout=0.1)).train()
+        objective.upstream.encoder.checkpoint_activations = again
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            objective(inputs(8_000, 5_000), make_generator(0)).loss_sum.backward()
+        gradients.append({name: p.grad for name, p in objective.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert gradient is not None
+        assert torch.equal(gradient, gradients[1][name]), name  # type: ignore[arg-type]

@@ -5,7 +5,9 @@ B batch, S samples, T frames, C channels, D width, L blocks.
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from speechssl.encoder.linear import Linear
 from speechssl.encoder.sinusoidal import sinusoidal_positions
@@ -59,10 +61,14 @@ class TeraUpstream(Upstream):
 
 
 class TeraEncoder(nn.Module):
-    """Projection, positions, layer norm and blocks with the norm after."""
+    """Projection, positions, layer norm and blocks with the norm after.
+
+    Set `checkpoint_activations` to trade time for memory while training.
+    """
 
     def __init__(self, inputs: int, config: TeraConfig) -> None:
         super().__init__()
+        self.checkpoint_activations = False
         self.max_frames = config.max_frames
         self.projection = Linear(inputs, config.width)
         self.norm = nn.LayerNorm(config.width)
@@ -102,7 +108,10 @@ class TeraEncoder(nn.Module):
         x = self.dropout(self.norm(x + positions.to(x.dtype)))  # (N, K, D)
         states = {0: parts.join(x)} if 0 in wanted else {}
         for index, block in enumerate(self.blocks[: max(wanted)]):
-            x = block(x, attended)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, attended, use_reentrant=False)
+            else:
+                x = block(x, attended)
             if index + 1 in wanted:
                 states[index + 1] = parts.join(x)
         return states
