@@ -10,8 +10,8 @@ stage "corpus"
 librispeech
 
 stage "500 clusters of layer 9 of a HuBERT of two iterations"
-[ -z "$smoke" ] || hubert=${HUBERT:-hubert_tiny:random}
-clusters "$hubert" 9 500 "$exp/cluster"
+[ -z "$smoke" ] || hubert=${HUBERT:-mfcc}
+clusters "$hubert" "$([ "$hubert" = mfcc ] && echo 0 || echo 9)" 500 "$exp/cluster"
 
 stage "pre-training"
 pretrain fast_hubert_base pretrain.yaml "$exp/pretrain" --labels "$exp/cluster"
