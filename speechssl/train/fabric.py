@@ -167,6 +167,8 @@ def _shard(model: nn.Module, mesh: Any) -> nn.Module:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for block in blocks_of(model):
+        if next(block.parameters(), None) is None:  # its weights are another module's
+            continue
         fully_shard(block, mesh=mesh["data_parallel"])
         if not any(p.requires_grad for p in block.parameters()):  # a teacher's
             register_fsdp_forward_method(block, "forward_with_result")
