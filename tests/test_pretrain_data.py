@@ -29,11 +29,12 @@ from speechssl.data import sources
 from speechssl.data.balance import Balance
 from speechssl.data.batching import OPEN_SHARDS, Batch, BatchStream, EpochPlan, make_generator
 from speechssl.data.corpus import open_corpus
-from speechssl.data.indexed import ListedIndex, MappedIndex, UtteranceIndex
+from speechssl.data.indexed import JoinedIndex, ListedIndex, MappedIndex, UtteranceIndex
 from speechssl.data.shar import iterate_shar
 from speechssl.data.sources import TrainingCorpus, open_source, open_sources
 from speechssl.data.strings import StringTable, find_all
 from speechssl.errors import ConfigError, ManifestError, SpeechsslError
+from speechssl.files import member_path
 from speechssl.loading import load_upstream
 from speechssl.targets.cluster import ClusterConfig, cluster
 from speechssl.targets.labels import UtteranceLabels, label_path, load_labels, make_label_set
@@ -168,6 +169,18 @@ def test_batches_of_shar_come_from_few_archives_at_a_time(shar: Path) -> None:
         opened[-1] |= own
     assert len(opened) == 3  # 40 archives in groups of 16
     assert not np.array_equal(plan.items, stream.plan(1).items)
+
+
+def test_files_are_mixed_with_the_archives_of_other_corpora() -> None:
+    files = [Utterance(f"f{n}", f"/f/{n}.flac", 0.0, 5.0) for n in range(40_000)]
+    members = [Utterance(f"m{n}", member_path(Path(f"/m/{n // 1000}.tar"), 0, 1), 0.0, 5.0) for n in range(40_000)]
+    index = JoinedIndex({"files": ListedIndex(files), "archives": ListedIndex(members)})
+    assert index.shards is not None
+    plan = BatchStream(index.durations, batch_seconds=50.0, seed=0, shards=index.shards).plan(0)
+    shares = [(plan.items[n : n + 16_000] < 40_000).mean() for n in range(0, 80_000, 16_000)]
+    assert min(shares) > 0.1
+    assert max(shares) < 0.9
+    assert len(set(index.shards[:40_000]) & set(index.shards[40_000:])) == 0
 
 
 # Lookups

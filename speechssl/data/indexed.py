@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 FLUSH = 1 << 16
 """Utterances between two writes."""
+SHARD_SIZE = 1000
+"""Utterances of an archive, about."""
 NONE = "(none)"
 """The label of utterances that lack one."""
 
@@ -297,10 +299,12 @@ def _shards_of(paths: Sequence[str]) -> NDArray[np.int32] | None:
 
 
 def _join_shards(parts: Sequence[UtteranceIndex]) -> NDArray[np.int32]:
-    """Numbers of archives over all parts; the files of a part count as one."""
+    """Numbers of archives over all parts. Files are spread over as many as they would fill, so that an epoch mixes
+    them with the archives of other parts."""
     base, found = 0, []
     for part in parts:
-        own = np.zeros(len(part), dtype=np.int32) if part.shards is None else part.shards
+        files = np.arange(len(part), dtype=np.int32) % -(-len(part) // SHARD_SIZE)
+        own = files if part.shards is None else part.shards
         found.append(own + np.int32(base))
         base += int(own.max(initial=0)) + 1
     return np.concatenate(found)
