@@ -145,6 +145,31 @@ def test_entries_without_frames_stay_and_counts_are_summed_over_processes() -> N
     assert torch.equal(books.sums[0, unused], before[0, unused])
 
 
+def test_codebooks_may_begin_with_frames_and_are_then_in_use() -> None:
+    objective = make(replace(CONFIG, codebook_init="frames"))
+    assert (objective.fit_batches, make().fit_batches) == (4, 0)
+    batches = [voices((12_000, 9_000), seed=n) for n in range(2)]
+    objective.begin_run(batches)
+    teacher = in_transformers(objective.upstream, objective.teacher.module)
+    frames = []
+    for inputs in batches:
+        for waveform, length in zip(inputs.waveform, inputs.lengths, strict=True):
+            _, results = hear_in_transformers(teacher, waveform[:length])
+            frames.append(torch.stack([normed_over_time(r) for r in results[-K:]], dim=1))
+    distances = torch.cdist(objective.codebooks.entries(), torch.cat(frames).transpose(0, 1))  # (K, V, frames)
+    nearest, found = distances.min(dim=2)
+    assert float(nearest.max()) <= 1e-2
+    assert all(len(set(row.tolist())) == V for row in found)
+    again = make(replace(CONFIG, codebook_init="frames"))
+    again.begin_run(batches)
+    assert torch.equal(objective.codebooks.sums, again.codebooks.sums)
+    usage = []
+    for kind in (objective, make()):
+        output = kind.eval()(voices(), make_generator(0))
+        usage.append(int((output.metrics["target_usage"] > 0).sum()))
+    assert usage[0] > usage[1]
+
+
 def test_evaluation_gathers_nothing_and_assigns_alike() -> None:
     books = codebooks()
     frames = torch.randn(2, 50, 16, generator=make_generator(0))

@@ -46,6 +46,15 @@ class OnlineCodebooks(nn.Module):
         return self.sums / self.counts[:, :, None]
 
     @torch.no_grad()
+    def begin_with(self, layers: Iterable[Tensor], *, generator: torch.Generator) -> None:
+        """Makes random frames of each layer, (N, D) float32, its entries; where N < V, some more than once."""
+        for number, frames in enumerate(layers):
+            order = torch.randperm(len(frames), generator=generator)
+            chosen = order.repeat(-(-self.counts.size(1) // len(frames)))[: self.counts.size(1)]
+            self.sums[number] = frames[chosen.to(frames.device)]
+        self.counts.fill_(1.0)
+
+    @torch.no_grad()
     def assign(self, layers: Iterable[Tensor]) -> Tensor:
         """The nearest entries by Euclidean distance; in training, their statistics are gathered.
 

@@ -4,13 +4,17 @@ B batch, T frames, N hidden frames, D width, K codebooks, V entries.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechssl.data.batching import make_generator
 from speechssl.errors import ConfigError
+from speechssl.lengths import lengths_to_padding_mask
 from speechssl.masking.span import sample_span_mask
 from speechssl.metric.tallies import USAGE, usage
 from speechssl.objective import Labelling, PretrainInputs, Reduce
@@ -23,6 +27,8 @@ from upstreams.dinosr.model import DinoSRUpstream
 
 SHARED = ("position.",)
 """Of the encoder, what the teacher takes from the student as it is."""
+FIT_BATCHES = 4
+"""Micro-batches of which codebooks may be made."""
 LEAST_PERPLEXITY = 1.5
 """Of each codebook in a healthy run: below, all frames are alike."""
 
@@ -46,6 +52,9 @@ class DinoSRPretrainConfig:
     """K: how many of the last blocks have a codebook."""
     codebook_entries: int = 256
     codebook_decay: float = 0.9
+    codebook_init: Literal["normal", "frames"] = "normal"
+    """What codebooks begin with: 'normal': random points, as published, of which in small batches most are never the
+    nearest; 'frames': what the first teacher makes of random frames, for short runs."""
     ema_decay: float = 0.999
     """The teacher's, at the beginning."""
     ema_end_decay: float = 0.9999
@@ -59,7 +68,12 @@ class DinoSRPretrainConfig:
 
 PRETRAIN_PRESETS: dict[str, DinoSRPretrainConfig] = {
     "dinosr_tiny": DinoSRPretrainConfig(
-        target_layers=3, ema_decay=0.99, ema_end_decay=0.999, ema_ramp_steps=2_000, freeze_step=None
+        target_layers=3,
+        codebook_init="frames",
+        ema_decay=0.99,
+        ema_end_decay=0.999,
+        ema_ramp_steps=2_000,
+        freeze_step=None,
     ),
     "dinosr_base": DinoSRPretrainConfig(),
 }
@@ -107,6 +121,8 @@ class DinoSRPretraining(SelfDistillation):
         self.config = config
         self.skips_blocks |= config.freeze_step is not None and config.freeze_frontend
         self.frozen = False
+        if config.codebook_init == "frames":
+            self.fit_batches = FIT_BATCHES
         width, count = upstream.config.width, config.target_layers
         self.codebooks = OnlineCodebooks(
             count, entries=config.codebook_entries, width=width, decay=config.codebook_decay
@@ -143,6 +159,18 @@ class DinoSRPretraining(SelfDistillation):
         """The codes of the hidden frames, (N, K) int64, for the mask (B, T)."""
         normed = normed_results(self.teacher_results(heard), heard.padding_mask)
         return self.codebooks.assign(layer[mask] for layer in normed)
+
+    @torch.no_grad()
+    def begin_run(self, batches: Iterable[PretrainInputs]) -> None:
+        """See `Objective`: first codebooks."""
+        parts: list[list[Tensor]] = []
+        for inputs in batches:
+            heard = self.hear(inputs)
+            inside = ~lengths_to_padding_mask(heard.frames, heard.projected.size(1))
+            results = normed_results(self.teacher_results(heard), heard.padding_mask)
+            parts.append([layer[inside] for layer in results])
+        layers = [torch.cat(layer) for layer in zip(*parts, strict=True)]
+        self.codebooks.begin_with(layers, generator=make_generator("codebooks"))
 
     def begin_step(self, step: int) -> None:
         """See `Objective`."""
