@@ -148,9 +148,10 @@ def test_corpus_statistics_come_from_the_first_batches():
     objective.begin_run(inputs)
     mel = torch.cat(
         [
-            objective.upstream.log_mel(given.waveform[row : row + 1, : int(given.lengths[row])])[0]
+            mel[: len(mel) // 4 * 4]
             for given in inputs
             for row in range(3)
+            for mel in objective.upstream.log_mel(given.waveform[row : row + 1, : int(given.lengths[row])])
         ]
     )
     torch.testing.assert_close(objective.mean, mel.mean(dim=0), rtol=1e-4, atol=1e-4)

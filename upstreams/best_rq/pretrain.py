@@ -123,20 +123,18 @@ class BestRqPretraining(Objective):
 
     def begin_run(self, batches: Iterable[PretrainInputs]) -> None:
         """Takes the statistics of the corpus and trains the residual quantizer, where the targets need them."""
-        config = self.config
         fits = isinstance(self.quantizer, MelRvqQuantizer)
-        if config.normalization == "utterance" and not fits:
+        if self.config.normalization == "utterance" and not fits:
             return
         with torch.no_grad():
-            given = [(inputs.waveform, inputs.lengths) for inputs in batches]
-            if config.normalization == "corpus":
-                mel = torch.cat([self._valid_mel(*pair) for pair in given])  # (N', M)
+            frames = torch.cat([self._target_frames(inputs) for inputs in batches])  # (N, S M)
+            if self.config.normalization == "corpus":
+                mel = frames.view(-1, len(self.mean))
                 self.mean.copy_(mel.mean(dim=0))
                 self.deviation.copy_(mel.std(dim=0) + EPS)
-            if fits:
-                frames = torch.cat([self._target_frames(*pair) for pair in given])  # (N, S M)
+                frames = self._normalize(frames)
         if isinstance(self.quantizer, MelRvqQuantizer):
-            self.quantizer.fit(frames, generator=make_generator(config.seed, "mel_rvq"))
+            self.quantizer.fit(frames, generator=make_generator(self.config.seed, "mel_rvq"))
 
     def forward(self, inputs: PretrainInputs, generator: torch.Generator) -> LossOutput:
         """See `Objective.forward`; the generator draws the mask, the noise and the blocks to skip."""
@@ -160,8 +158,9 @@ class BestRqPretraining(Objective):
         state = upstream.encode(hidden, frames, layers=frozenset({self.depth}), skipped_blocks=skipped)[self.depth]
         scored = mask.view(B, T, S).float().mean(dim=2) >= config.coverage  # (B, T)
         index = scored.flatten().nonzero().squeeze(1)  # (N,)
-        targets = features.float() if config.normalization == "utterance" else self._targets(inputs, T)
-        codes = self.quantizer.encode(targets.flatten(0, 1).index_select(0, index))  # (N, G)
+        if config.normalization == "corpus":
+            features = self._normalize(self._stacked_mel(inputs.waveform, T))
+        codes = self.quantizer.encode(features.float().flatten(0, 1).index_select(0, index))  # (N, G)
         output = self.prediction(state.flatten(0, 1).index_select(0, index), codes.unbind(1))
         return LossOutput(output.loss_sum / config.codebooks, output.sample_size, output.metrics)
 
@@ -176,22 +175,21 @@ class BestRqPretraining(Objective):
             return frozenset()
         return draw_skipped_blocks(self.depth, self.upstream.config.layerdrop, generator=generator)
 
-    def _targets(self, inputs: PretrainInputs, frames: int) -> Tensor:
-        """Log-mel frames normalised over the corpus and stacked, (B, T, S M)."""
-        mel: Tensor = self.upstream.log_mel(inputs.waveform)[:, : frames * self.upstream.config.stack]
-        return ((mel - self.mean) / self.deviation).reshape(len(mel), frames, -1)
+    def _stacked_mel(self, waveform: Tensor, frames: int) -> Tensor:
+        """Log-mel frames as they are, (B, T, S M)."""
+        mel: Tensor = self.upstream.log_mel(waveform)[:, : frames * self.upstream.config.stack]
+        return mel.reshape(len(mel), frames, -1)
 
-    def _valid_mel(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        """The log-mel frames of all utterances, (N', M)."""
-        log_mel = self.upstream.log_mel
-        mel: Tensor = log_mel(waveform)
-        return mel[~lengths_to_padding_mask(log_mel.output_lengths(lengths), mel.size(1))]
+    def _normalize(self, frames: Tensor) -> Tensor:
+        """By the statistics of the corpus: (..., S M) -> (..., S M)."""
+        mel = frames.unflatten(-1, (-1, len(self.mean)))
+        return ((mel - self.mean) / self.deviation).flatten(-2)
 
-    def _target_frames(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        """What the quantizer hears of all utterances, (N, S M)."""
-        features, frames = self.upstream.extract_features(waveform, lengths)
+    def _target_frames(self, inputs: PretrainInputs) -> Tensor:
+        """The stacked frames of all utterances, (N, S M), but for the corpus's normalisation."""
+        features, frames = self.upstream.extract_features(inputs.waveform, inputs.lengths)
         if self.config.normalization == "corpus":
-            features = self._targets(PretrainInputs(waveform, lengths), features.size(1))
+            features = self._stacked_mel(inputs.waveform, features.size(1))
         return features.float()[~lengths_to_padding_mask(frames, features.size(1))]
 
 
