@@ -41,8 +41,8 @@ C = TypeVar("C", bound=ConvContextConfig)
 
 def tiny(config: C) -> C:
     """Gives a config a shape that trains in minutes on two CPU cores, with about the weights and operations of
-    `speechssl.contextual.config.tiny`: 50 Hz, and a first layer of long steps, since norms at a high rate are what takes
-    a CPU's time here."""
+    `speechssl.contextual.config.tiny`: 50 Hz, and a first layer of long steps, since norms at a high rate are what
+    takes a CPU's time here."""
     return replace(
         config,
         conv_channels=256,
