@@ -27,8 +27,6 @@ from upstreams.dinosr.model import DinoSRUpstream
 
 SHARED = ("position.",)
 """Of the encoder, what the teacher takes from the student as it is."""
-FIT_BATCHES = 4
-"""Micro-batches of which codebooks may be made."""
 LEAST_PERPLEXITY = 1.5
 """Of each codebook in a healthy run: below, all frames are alike."""
 
@@ -109,6 +107,7 @@ class DinoSRPretraining(SelfDistillation):
     very weights that it is to restore, so that they go on learning).
     """
 
+    fit_batches = 4
     upstream: DinoSRUpstream
 
     def __init__(self, upstream: DinoSRUpstream, config: DinoSRPretrainConfig, labelling: Labelling) -> None:
@@ -121,8 +120,6 @@ class DinoSRPretraining(SelfDistillation):
         self.config = config
         self.skips_blocks |= config.freeze_step is not None and config.freeze_frontend
         self.frozen = False
-        if config.codebook_init == "frames":
-            self.fit_batches = FIT_BATCHES
         width, count = upstream.config.width, config.target_layers
         self.codebooks = OnlineCodebooks(
             count, entries=config.codebook_entries, width=width, decay=config.codebook_decay
@@ -162,7 +159,9 @@ class DinoSRPretraining(SelfDistillation):
 
     @torch.no_grad()
     def begin_run(self, batches: Iterable[PretrainInputs]) -> None:
-        """See `Objective`: first codebooks."""
+        """See `Objective`: first codebooks, where they are made of frames."""
+        if self.config.codebook_init != "frames":
+            return
         parts: list[list[Tensor]] = []
         for inputs in batches:
             heard = self.hear(inputs)
