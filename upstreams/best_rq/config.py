@@ -31,6 +31,7 @@ class BestRqConfig(ContextualConfig):
     """After that convolution."""
     feature_grad_mult: float = 1.0
     feature_norm: bool = False
+    """A layer norm of what enters the linear stem would make the faint noise at hidden frames as loud as speech."""
     width: int = 576
     depth: int = 12
     heads: int = 8
@@ -42,7 +43,7 @@ class BestRqConfig(ContextualConfig):
 
 PRESETS: dict[str, BestRqConfig] = {
     "best_rq_tiny": tiny(
-        BestRqConfig(stack=2, stem="linear", blocks="transformer", conv_dropout=0.0, feature_norm=True, pre_norm=False)
+        BestRqConfig(stack=2, stem="linear", blocks="transformer", conv_dropout=0.0, pre_norm=False)
     ),
     "best_rq_tiny_conformer": replace(
         tiny(BestRqConfig(stem_channels=(32, 16), stem_dropout=0.0, conv_dropout=0.0)), heads=4, block_kernel=15
@@ -53,5 +54,5 @@ PRESETS: dict[str, BestRqConfig] = {
         attention_dropout=0.0, activation_dropout=0.0, input_dropout=0.0,
     ),
 }  # fmt: skip
-"""tiny is our own, the same model as the other families' tiny ones at 50 Hz, so that objectives can be compared; its
-conformer is of the kind of base, at 25 Hz. large is the paper's of 0.6 B parameters."""
+"""tiny is our own, the same model as the other families' tiny ones at 50 Hz (but for their norm of features), so that
+objectives can be compared; its conformer is of the kind of base, at 25 Hz. large is the paper's of 0.6 B parameters."""

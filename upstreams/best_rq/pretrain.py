@@ -63,12 +63,14 @@ class BestRqPretrainConfig:
 
 
 PRETRAIN_PRESETS: dict[str, BestRqPretrainConfig] = {
-    "best_rq_tiny": BestRqPretrainConfig(entries=1024),
-    "best_rq_tiny_conformer": BestRqPretrainConfig(entries=1024),
+    "best_rq_tiny": BestRqPretrainConfig(entries=1024, mask_prob=0.15, mask_length=4, mask_grid=4),
+    "best_rq_tiny_conformer": BestRqPretrainConfig(entries=1024, mask_prob=0.15, mask_length=4, mask_grid=4),
     "best_rq_base": BestRqPretrainConfig(mask_prob=0.15, mask_length=4, mask_grid=4),
     "best_rq_large": BestRqPretrainConfig(),
 }
-"""tiny predicts fewer codes, since a short run sees each of them too seldom."""
+"""tiny predicts fewer codes, since a short run sees each of them too seldom, and has SpeechBrain's short masks, from
+which it learns sooner: after 1800 s of audio the tiny model predicts 21 % of the codes, and 15 %, the share of the most
+frequent one, with the paper's long ones."""
 
 BASE = PretrainConfig(
     steps=300_000,
@@ -182,8 +184,8 @@ class BestRqPretraining(Objective):
 
     def _normalize(self, frames: Tensor) -> Tensor:
         """By the statistics of the corpus: (..., S M) -> (..., S M)."""
-        mel = frames.unflatten(-1, (-1, len(self.mean)))
-        return ((mel - self.mean) / self.deviation).flatten(-2)
+        mel = frames.view(*frames.shape[:-1], -1, len(self.mean))  # (..., S, M)
+        return ((mel - self.mean) / self.deviation).view(frames.shape)
 
     def _target_frames(self, inputs: PretrainInputs) -> Tensor:
         """The stacked frames of all utterances, (N, S M), but for the corpus's normalisation."""
