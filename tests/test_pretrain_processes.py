@@ -87,7 +87,7 @@ def test_teachers_and_codebooks_are_the_same_in_two_processes(
     assert tensors["model.frames_seen"] > 100
 
 
-@pytest.mark.parametrize("order", [("fsdp", "one"), ("one", "fsdp"), ("ddp", "fsdp")])
+@pytest.mark.parametrize("order", [("fsdp", "one"), ("ddp", "fsdp")])
 def test_a_checkpoint_goes_on_with_another_strategy_or_number_of_processes(
     order: tuple[str, str], tiny_corpus: Path, labels: Path, tmp_path: Path
 ) -> None:
@@ -108,16 +108,15 @@ def test_a_checkpoint_goes_on_with_another_strategy_or_number_of_processes(
     assert [line["step"] for line in log_of(tmp_path / "parts")] == list(range(1, 9))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(
-    number: signal.Signals, tiny_corpus: Path, labels: Path, tmp_path: Path
+    tiny_corpus: Path, labels: Path, tmp_path: Path
 ) -> None:
     settings = ("train.steps=100000", "train.save_every=100000", "train.log_every=100000")
     process = _start(two_processes(tiny_corpus, labels, tmp_path, *settings))
     _wait_for(lambda: (tmp_path / "log.jsonl").exists() and len(_pids(process.pid)) == 2, process)
     time.sleep(1.5)
     sent = time.monotonic()
-    os.kill(_pids(process.pid)[1], number)
+    os.kill(_pids(process.pid)[1], signal.SIGUSR1)  # as Slurm sends before it takes machines away
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - sent < 20
     steps = re.findall(r"Stopped at step (\d+)", errors)
