@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from parity_table import pytest_addoption, pytest_configure  # noqa: F401  # hooks
+from pretrain_corpora import index_folder, manifest, shar, tone_files  # noqa: F401  # fixtures
 
 from speechssl.data.flac import SAMPLE_RATE
 from speechssl.data.manifests import Clip, split_by_speaker, write_corpus

@@ -113,9 +113,9 @@ def _in_processes(
             if isinstance(item, SpeechsslError):
                 raise item
             yield item
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
+    except (RuntimeError, OSError, EOFError) as error:  # the latter two: it died while it handed a batch over
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+            raise  # something else, or a bug in the process, which has its traceback
         raise SpeechsslError(
             f"A process that reads audio has died ({str(error).splitlines()[0].rstrip('.')}), perhaps for lack of "
             "memory: lower `train.num_workers`; the last checkpoint is from before."
