@@ -68,13 +68,14 @@ PRETRAIN_PRESETS: dict[str, DinoSRPretrainConfig] = {
     "dinosr_tiny": DinoSRPretrainConfig(
         target_layers=3,
         codebook_init="frames",
-        ema_decay=0.99,
-        ema_end_decay=0.999,
+        ema_decay=0.997,
+        ema_end_decay=0.9995,
         ema_ramp_steps=2_000,
         freeze_step=None,
     ),
     "dinosr_base": DinoSRPretrainConfig(),
 }
+"""tiny: codebooks lose their entries where the teacher moves faster than they can follow."""
 
 _BASE = PretrainConfig(
     steps=400_000,
