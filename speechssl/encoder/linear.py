@@ -48,15 +48,15 @@ class Linear(nn.Linear):
             return _as_convolution(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
 
-    def pack_never(self) -> None:
-        """For weights that change without their version telling, as gathered shards do."""
-        self._packed = self._packed_from = None
-        self._has_room = False
-
     def _forget(self) -> None:
         self._packed: Tensor | None = None
         self._packed_from: tuple[object, ...] | None = None
         self._has_room: bool | None = None  # None = not asked for yet
+
+    def pack_never(self) -> None:
+        """For weights that change without their version telling, as gathered shards do."""
+        self._packed = self._packed_from = None
+        self._has_room = False
 
     def _pack(self) -> Tensor | None:
         """The weight in oneDNN's order, made anew when it has changed; None where it is not to be kept."""
