@@ -35,7 +35,7 @@ def sample_block_mask(
     Returns:
         (B, T) bool; frames at or beyond `lengths` are False.
 
-    Paper: Baevski et al. 2022, sec. 3.3, arXiv:2212.07525; of images the blocks stay visible, of speech they are hidden.
+    Paper: Baevski et al. 2022, sec. 3.3, arXiv:2212.07525; of images the blocks stay visible, of speech they hide.
     """
     if not 0 <= prob < 1 or block < 1 or prob + adjust < 0:
         raise SpeechsslError(
