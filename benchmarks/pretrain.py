@@ -2,7 +2,7 @@
 
 The same batch for all, each with the model's own dropout, masks and distractors; forward, backward and Adam; weights in
 float32 under autocast, and no layer drop, so that every step is of equal depth. Turns alternate, and each system's best
-turn counts. The share of the machine's rate is that of the operations of all products, counted once, over plain
+turn counts. The share of the machine's rate is that of the operations of our products, which are the fewest, over plain
 products of the encoder's shape measured in the same run.
 
     python benchmarks/pretrain.py --seconds 15.6 --batch 4 --turns 3 --fairseq2 PYTHON
@@ -198,9 +198,8 @@ def product_rate(device: str, frames: int) -> float:
     return 2 * frames * 768 * 3072 / best
 
 
-def operations(waveform: torch.Tensor, device: str) -> float:
-    """Of the products of transformers' step, whose every product torch can count: the same model."""
-    step = transformers_step(waveform, device)
+def operations(step: Step) -> float:
+    """Of all products of a step."""
     with FlopCounterMode(display=False) as counter:
         step(0)
     return float(counter.get_total_flops())
@@ -245,8 +244,9 @@ def main() -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """All systems, turn by turn."""
     waveform, device = make_batch(arguments), arguments.device
-    work, rate = operations(waveform, device), product_rate(device, arguments.batch * round(arguments.seconds * 50))
     steps = {name: SYSTEMS[name](waveform, device) for name in ("speechssl", "transformers")}
+    work = operations(steps["speechssl"])
+    rate = product_rate(device, arguments.batch * round(arguments.seconds * 50))
     turns: dict[str, Callable[[int], tuple[float, float]]] = {
         name: lambda first, step=step: measure(step, arguments, first) for name, step in steps.items()
     }

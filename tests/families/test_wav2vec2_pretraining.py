@@ -81,7 +81,6 @@ def mean_metric(output: LossOutput, name: str) -> Tensor:
 # Loss parity
 
 
-@pytest.mark.parity("transformers, pre-training loss", "transformers")
 @pytest.mark.parametrize("changes", [{}, LARGE], ids=["base", "large"])
 def test_the_loss_equals_transformers_with_the_same_masks_and_distractors(
     changes: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -115,7 +114,6 @@ def as_theirs(frames: Any, distractors: Tensor, mask: Tensor) -> Tensor:
     return places
 
 
-@pytest.mark.parity("transformers, diversity in training", "transformers")
 def test_in_training_the_diversity_equals_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, objective = pair(tmp_path)
     recorder = Recorder(monkeypatch, "sample_span_mask", "sample_distractors")
