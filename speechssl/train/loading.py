@@ -3,6 +3,7 @@
 import logging
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -113,13 +114,23 @@ def _in_processes(
             if isinstance(item, SpeechsslError):
                 raise item
             yield item
-    except (RuntimeError, OSError, EOFError) as error:  # the latter two: it died while it handed a batch over
+    except (RuntimeError, OSError, EOFError) as error:
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise  # something else, or a bug in the process, which has its traceback
+        reason = _await_signal() or str(error)
         raise SpeechsslError(
-            f"A process that reads audio has died ({str(error).splitlines()[0].rstrip('.')}), perhaps for lack of "
-            "memory: lower `train.num_workers`; the last checkpoint is from before."
+            f"A process that reads audio has died ({reason.splitlines()[0].strip(' .')}), perhaps for lack of memory: "
+            "lower `train.num_workers`; the last checkpoint is from before."
         ) from error
+
+
+def _await_signal() -> str:
+    """How a process died that was just handing a batch over: torch says it, as an error, when the signal comes."""
+    try:
+        time.sleep(0.5)
+    except RuntimeError as error:
+        return str(error)
+    return ""
 
 
 def _leave_signals(_worker: int) -> None:
