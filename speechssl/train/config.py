@@ -55,8 +55,8 @@ class PretrainConfig:
     threads: int | None = None
     """CPU threads of the computation; None = torch's own choice. Bit-exact resumption needs the same number."""
     compile: bool = False
-    """Whether torch.compile is used, block by block. On a CPU it takes a compiler and minutes at the start; the blocks of
-    a tiny model then took a quarter less time (26 %, bf16): worth it for hours, not for minutes."""
+    """Whether torch.compile is used, block by block. On a CPU it needs a C++ compiler and minutes at the start; the
+    blocks of a tiny model then took a quarter less time (26 %, bf16): worth it for hours, not for minutes."""
     checkpoint_activations: bool = False
     """Whether the blocks' activations are computed again for the gradient, instead of kept: the same numbers, with less
     memory and about a third more time."""
