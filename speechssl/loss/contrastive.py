@@ -3,7 +3,7 @@
 Only products of all hidden frames of an utterance with each other are made, (M, M), and the distractors' scores are
 looked up in them: 100 distractors cost M rather than 100 products per frame as vectors, and no copy of vectors.
 B batch, T frames, N hidden frames of the batch, M the most of an utterance, K distractors, E width, G codebooks.
-Reference: fairseq `models/wav2vec/wav2vec2.py` (`sample_negatives`, `compute_preds`), `criterions/wav2vec_criterion.py`.
+Reference: fairseq `models/wav2vec/wav2vec2.py` (`sample_negatives`, `compute_preds`), `wav2vec_criterion.py`.
 """
 
 from dataclasses import dataclass
