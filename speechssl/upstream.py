@@ -194,8 +194,10 @@ def normalize_waveform(waveform: Tensor, lengths: Tensor, eps: float = 1e-5) -> 
         (B, S), 0 beyond `lengths`.
     """
     inside = torch.arange(waveform.size(1), device=waveform.device)[None, :] < lengths[:, None]  # (B, S)
-    count = lengths[:, None].to(waveform.dtype)
-    mean = waveform.sum(dim=1, keepdim=True) / count
-    centred = torch.where(inside, waveform - mean, 0.0)
-    variance = centred.square().sum(dim=1, keepdim=True) / count
-    return centred * torch.rsqrt(variance + eps)
+    count = lengths[:, None].double()
+    # In float64: how float32 sums round depends on the padding and the threads, and quiet bands of a log-mel spectrum
+    # show a thousandfold of it.
+    mean = waveform.sum(dim=1, keepdim=True, dtype=torch.float64) / count
+    centred = torch.where(inside, waveform - mean.to(waveform.dtype), 0.0)
+    variance = centred.square().sum(dim=1, keepdim=True, dtype=torch.float64) / count
+    return centred * torch.rsqrt(variance + eps).to(waveform.dtype)

@@ -112,6 +112,9 @@ def check_writable(folder: Path) -> None:
     Raises:
         SpeechsslError: they can't, and why.
     """
+    for part in (folder, *folder.parents):
+        if part.is_file():
+            raise SpeechsslError(f"{part} is a file, but must be a folder: choose another `--output`.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

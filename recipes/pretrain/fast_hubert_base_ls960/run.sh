@@ -4,6 +4,7 @@
 # HUBERT names the model whose layer 9 is clustered.
 cd "$(dirname "$0")"
 source ../common.sh "$@"
+[ -z "$smoke" ] || small+=("objective.layers=[1, 2]")
 hubert=${HUBERT:-$repository/exp/hubert_base_ls960/pretrain2}
 
 stage "corpus"
