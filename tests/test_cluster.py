@@ -16,7 +16,7 @@ from speechssl.loading import load_upstream
 from speechssl.targets.cluster import ClusterConfig, cluster
 from speechssl.targets.fairseq_labels import write_fairseq_labels
 from speechssl.targets.kmeans import load_kmeans
-from speechssl.targets.labels import label_path, load_labels
+from speechssl.targets.labels import label_path, load_labels, make_label_set
 from speechssl.targets.lloyd import KMeansConfig
 
 CONFIG = ClusterConfig(layer=0, kmeans=KMeansConfig(clusters=12), fraction=1.0)
@@ -107,3 +107,12 @@ def test_parts_of_files_have_no_place_in_a_fairseq_manifest(tiny_corpus: Path, t
     utterances = [replace(u, start=0.1) for u in corpus.utterances("train")]
     with pytest.raises(SpeechsslError, match="is a part of"):
         write_fairseq_labels(outcome.labels["train"], utterances, tmp_path, split="train")
+
+
+@pytest.mark.parametrize("wrong", [12, -1])
+def test_a_code_that_no_cluster_has_is_named(tmp_path: Path, wrong: int) -> None:
+    path = label_path(tmp_path, "train")
+    codes = {"one": torch.tensor([0, 11, wrong])}
+    make_label_set(codes, num_labels=12, label_rate=50.0, corpus="c", origin="o").save(path)
+    with pytest.raises(SpeechsslError, match=rf"code {wrong}, but are of 12 clusters"):
+        load_labels(path)

@@ -92,7 +92,7 @@ def load_labels(path: Path) -> LabelSet:
     """Reads what `LabelSet.save` wrote.
 
     Raises:
-        SpeechsslError: missing, unreadable, or of another format.
+        SpeechsslError: missing, unreadable, of another format, or with codes that no cluster has.
     """
     if not path.is_file():
         raise SpeechsslError(f"There are no labels at {path}: run `speechssl cluster` for this split first.")
@@ -103,8 +103,10 @@ def load_labels(path: Path) -> LabelSet:
                 raise SpeechsslError(f"The labels {path} have another format than {FORMAT}: {AGAIN}.")
             ids = file.get_tensor("ids").numpy()
             table = StringTable.from_lines(ids if len(ids) != 1 or ids[0] != LINE_FEED else ids[:0])
+            codes = file.get_tensor("codes")
+            _check_codes(codes, int(meta["num_labels"]), path)
             return LabelSet(
-                file.get_tensor("codes"),
+                codes,
                 file.get_tensor("offsets"),
                 table,
                 int(meta["num_labels"]),
@@ -114,6 +116,13 @@ def load_labels(path: Path) -> LabelSet:
             )
     except (KeyError, ValueError, SafetensorError) as error:
         raise SpeechsslError(f"The labels {path} can't be read ({error}): {AGAIN}.") from error
+
+
+def _check_codes(codes: Tensor, num_labels: int, path: Path) -> None:
+    lowest, highest = codes.aminmax() if len(codes) else (torch.zeros(()), torch.zeros(()))
+    if int(lowest) < 0 or int(highest) >= num_labels:
+        wrong = int(lowest) if int(lowest) < 0 else int(highest)
+        raise SpeechsslError(f"The labels {path} hold the code {wrong}, but are of {num_labels} clusters: {AGAIN}.")
 
 
 class UtteranceLabels:
