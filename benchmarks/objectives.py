@@ -2,7 +2,7 @@
 
 python benchmarks/objectives.py --minutes 15 -o exp/objectives               # all, one seed
 python benchmarks/objectives.py --only hubert wav2vec2 --seeds 1 2            # more seeds of some
-python benchmarks/objectives.py --table docs/objectives.md                   # what there is, as a table
+python benchmarks/objectives.py --table                                       # what there is, as a table
 
 The upstreams are the presets `<family>_tiny`: log-mel frames and the same six blocks, but where the objective is bound
 to an architecture of its own. A few steps are timed first; the number of steps is what fits into the minutes. Clusters
@@ -176,15 +176,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--probes", type=Path, default=Path("recipes/demo/default"), help="folder of the tasks' YAML")
     parser.add_argument("--no-probe", action="store_true")
-    parser.add_argument("--table", type=Path, help="file to write the table to, instead of training")
+    parser.add_argument("--table", action="store_true", help="train nothing, and print what there is")
     parser.add_argument("-o", "--output", type=Path, default=Path("exp/objectives"))
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     experiment = Experiment(args.corpus, args.output, args.minutes, args.probes)
-    if args.table is not None:
-        args.table.write_text(experiment.table() + "\n", encoding="utf-8")
-        return
-    for seed in args.seeds:
+    for seed in () if args.table else args.seeds:
         for name in args.only:
             experiment.train(name, seed)
             if not args.no_probe:

@@ -12,7 +12,7 @@ from torch import Tensor
 from speechssl import hub
 from speechssl.checkpoint import CONFIG_FILE, read_file, read_json, read_weights, save_tensors
 from speechssl.fairseq_format import has_settings, is_fairseq, open_fairseq
-from speechssl.registry import family_module, find_preset
+from speechssl.registry import family_module, find_preset, list_shipped
 
 HEADS_FILE = "heads.safetensors"
 """Beside an upstream of ours, written when its pre-training ends."""
@@ -43,6 +43,8 @@ def read_heads(reference: str | Path) -> dict[str, Tensor]:
         return dict(open_fairseq(content, origin=name).state) if readable else {}
     if "/" in name and ":" not in name:
         return _of_repository(name)
+    if (shipped := list_shipped().get(name)) is not None:
+        return _of_folder(shipped)
     repository = None
     if ":" not in name:
         family, _ = find_preset(name)

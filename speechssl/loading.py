@@ -17,11 +17,10 @@ from speechssl.checkpoint import (
     read_json,
     read_weights,
 )
-from speechssl.config import from_dict
 from speechssl.errors import SpeechsslError, UnknownNameError
 from speechssl.fairseq_format import describe
 from speechssl.formats import ForeignModel, Formats, TransformersFolder
-from speechssl.registry import family_module, find_preset, list_families, list_upstreams
+from speechssl.registry import family_module, find_preset, list_families, list_shipped, list_upstreams, read_config
 from speechssl.upstream import Upstream
 
 logger = logging.getLogger(__name__)
@@ -101,6 +100,8 @@ def build_upstream(family: str, config: Any, *, seed: int) -> Upstream:
 
 
 def _from_preset(name: str, random_weights: int | None) -> Upstream:
+    if (folder := list_shipped().get(name)) is not None:
+        return _from_folder(folder, random_weights)
     family, config = find_preset(name)
     repository = getattr(family_module(family, "config"), "REPOSITORIES", {}).get(name)
     if random_weights is None and repository is not None:
@@ -164,15 +165,7 @@ def _from_our_folder(folder: Path, description: dict[str, Any], random_weights: 
             f"{folder / CONFIG_FILE} has format {description.get('format')!r}, but this version reads {FORMAT}: "
             "install the version that wrote it."
         )
-    family = str(description["family"])
-    known = family_module(family, "config")  # a family without presets names the class of its config
-    default = type(next(iter(known.PRESETS.values())))() if known.PRESETS else known.CONFIG()
-    settings = description.get("config", {})
-    if not isinstance(settings, dict):
-        raise SpeechsslError(
-            f"'config' in {folder / CONFIG_FILE} must be a mapping: write or download the folder again."
-        )
-    config = from_dict(default, settings, origin=str(folder / CONFIG_FILE))
+    family, config = read_config(description, origin=str(folder / CONFIG_FILE))
     upstream = build_upstream(family, config, seed=random_weights or 0)
     if random_weights is None:
         load_weights(upstream, read_weights(folder), origin=str(folder))

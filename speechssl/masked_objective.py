@@ -22,7 +22,7 @@ from speechssl.loss.masked_prediction import (
     MaskedPrediction,
     features_penalty,
 )
-from speechssl.masking.span import sample_span_mask
+from speechssl.masking.span import draw_span_mask
 from speechssl.objective import Labelling, Objective, PretrainInputs
 from speechssl.targets.alignment import align_codes
 from speechssl.types import LossOutput
@@ -116,15 +116,7 @@ class MaskedPredictionObjective(Objective):
         if upstream.normalize:
             waveform = normalize_waveform(waveform, lengths)
         features, frames = upstream.extract_features(waveform, lengths)
-        mask = sample_span_mask(
-            frames.to(generator.device),
-            prob=config.mask_prob,
-            span=config.mask_length,
-            min_spans=config.min_masks,
-            generator=generator,
-            max_length=features.size(1),
-            require_same_masks=config.require_same_masks,
-        ).to(features.device)  # (B, T)
+        mask = draw_span_mask(config, frames, features.size(1), generator)  # (B, T)
         skipped = self._skipped(generator)
         states = upstream.encode(features, frames, layers=self.needed_layers, mask=mask, skipped_blocks=skipped)
         output = self._predict(states, inputs.codes, mask, frames)

@@ -6,19 +6,23 @@ family imports only that family, so one broken family never breaks the rest.
 
 A family folder holds `config.py` with `PRESETS: dict[str, Config]` (public names that begin with the folder's name)
 and `model.py` with `build(config) -> Upstream`. A task folder holds `config.py` with `PRESETS` and `task.py` with
-`TASK`, a subclass of `speechssl.task.Task`.
+`TASK`, a subclass of `speechssl.task.Task`. A folder `upstreams/<name>/` with a `config.json` is no family but one
+upstream that comes with the package, weights and all, as `speechssl.checkpoint.save_upstream` wrote it.
 """
 
 import importlib
 import importlib.util
+import json
 import logging
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from speechssl.config import from_dict
 from speechssl.errors import SpeechsslError, UnknownNameError
 
 logger = logging.getLogger(__name__)
@@ -53,14 +57,24 @@ def list_tasks() -> list[str]:
 
 
 def list_upstreams() -> list[str]:
-    """The names of all presets of all upstream families; a family that can't be imported is logged and left out."""
-    names: list[str] = []
+    """The names of all presets of all upstream families, and of what is shipped trained.
+
+    A family that can't be imported is logged and left out.
+    """
+    names: list[str] = list(list_shipped())
     for family in list_families():
         try:
             names.extend(family_module(family, "config").PRESETS)
         except Exception as error:
             logger.warning("Upstream family '%s' can't be imported and is left out: %s", family, error)
     return sorted(names)
+
+
+@cache
+def list_shipped() -> dict[str, Path]:
+    """The upstreams that come with the package, weights and all: name -> folder."""
+    ours = Path(__file__).resolve().parent.parent / "upstreams"
+    return {path.parent.name: path.parent for path in sorted(ours.glob("*/config.json"))}
 
 
 def family_module(family: str, module: str) -> ModuleType:
@@ -86,9 +100,27 @@ def find_preset(name: str) -> tuple[str, Any]:
     Raises:
         UnknownNameError: no family has this preset; near matches are named.
     """
+    if (folder := list_shipped().get(name)) is not None:
+        path = folder / "config.json"
+        return read_config(json.loads(path.read_text(encoding="utf-8")), origin=str(path))
     families = [f for f in list_families() if name == f or name.startswith(f + "_")]
     for family in sorted(families, key=len, reverse=True):
         presets = family_module(family, "config").PRESETS
         if name in presets:
             return family, presets[name]
     raise UnknownNameError("upstream", name, list_upstreams())
+
+
+def read_config(description: Mapping[str, Any], *, origin: str) -> tuple[str, Any]:
+    """Returns (family, config) of a saved upstream's `config.json`.
+
+    Raises:
+        SpeechsslError: it is none, or a setting is unknown; the message starts from `origin`.
+    """
+    family = str(description["family"])
+    known = family_module(family, "config")  # a family without presets names the class of its config
+    default = type(next(iter(known.PRESETS.values())))() if known.PRESETS else known.CONFIG()
+    settings = description.get("config", {})
+    if not isinstance(settings, dict):
+        raise SpeechsslError(f"'config' in {origin} must be a mapping: write or download the folder again.")
+    return family, from_dict(default, settings, origin=origin)

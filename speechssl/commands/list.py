@@ -9,12 +9,13 @@ def command() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from speechssl.registry import find_preset, list_families, list_tasks, list_upstreams
+    from speechssl.registry import find_preset, list_families, list_shipped, list_tasks, list_upstreams
 
     table = Table("kind", "names")
     families = {name: find_preset(name)[0] for name in list_upstreams()}
     for family in list_families():
         presets = ", ".join(name for name, owner in families.items() if owner == family)
         table.add_row(f"upstream {family}", presets or f"{family}:NAME_OR_FOLDER")
+    table.add_row("of these, trained and shipped", ", ".join(list_shipped()))
     table.add_row("tasks", ", ".join(list_tasks()))
     Console().print(table)

@@ -5,10 +5,45 @@ Reference: fairseq `compute_mask_indices` with static spans that may overlap. On
 on a short utterance that every frame is hidden, fairseq raises an error and here the mask stands.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from speechssl.errors import SpeechsslError
+
+
+class SpanSettings(Protocol):
+    """What the settings of an objective that hides spans are called."""
+
+    @property
+    def mask_prob(self) -> float:
+        """Expected fraction of hidden frames if spans did not overlap."""
+
+    @property
+    def mask_length(self) -> int:
+        """Frames."""
+
+    @property
+    def min_masks(self) -> int:
+        """Spans per utterance."""
+
+    @property
+    def require_same_masks(self) -> bool:
+        """Whether all utterances of a batch have as many hidden frames as the one with the fewest."""
+
+
+def draw_span_mask(settings: SpanSettings, lengths: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """As `sample_span_mask`, with an objective's settings: (B, T = size) bool, on the device of `lengths`."""
+    return sample_span_mask(
+        lengths.to(generator.device),
+        prob=settings.mask_prob,
+        span=settings.mask_length,
+        min_spans=settings.min_masks,
+        generator=generator,
+        max_length=size,
+        require_same_masks=settings.require_same_masks,
+    ).to(lengths.device)
 
 
 def sample_span_mask(

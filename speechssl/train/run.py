@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from speechssl.checkpoint import load_weights, save_upstream
+from speechssl.checkpoint import CONFIG_FILE, load_weights, read_json, save_upstream
 from speechssl.config import load_config, to_dict
 from speechssl.data.batching import derive_seed
 from speechssl.errors import ConfigError, SpeechsslError, UnknownNameError
 from speechssl.heads import read_heads, save_heads
 from speechssl.loading import build_upstream, load_upstream
 from speechssl.objective import Labelling, Objective
-from speechssl.registry import family_module, find_preset
+from speechssl.registry import family_module, find_preset, list_shipped
 from speechssl.train.checkpoint import whole
 from speechssl.train.config import PretrainConfig
 from speechssl.train.inputs import open_data
@@ -144,6 +144,9 @@ def pretrain_config(
     preset: str, *, yaml: str | Path | None = None, overrides: Sequence[str] = ()
 ) -> tuple[str, RunConfig]:
     """The family of a preset and the settings of its pre-training: the paper's, and then the changes."""
+    if (shipped := list_shipped().get(preset)) is not None:
+        trained = read_json(shipped / CONFIG_FILE)["name"]
+        raise SpeechsslError(f"'{preset}' is a trained {trained}: pre-train that, with `--init {preset}`.")
     family, model_config = find_preset(preset)
     module = _objective_module(family, preset)
     train = getattr(module, "TRAIN_PRESETS", {}).get(preset, PretrainConfig())

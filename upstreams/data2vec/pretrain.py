@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from speechssl.loss.regression import REGRESSION_LIMITS, regression_loss
-from speechssl.masking.span import sample_span_mask
+from speechssl.masking.span import draw_span_mask
 from speechssl.objective import Labelling, PretrainInputs
 from speechssl.targets.ema_teacher import average_results
 from speechssl.targets.self_distillation import SelfDistillation
@@ -101,15 +101,7 @@ class Data2VecPretraining(SelfDistillation):
     def forward(self, inputs: PretrainInputs, generator: torch.Generator) -> LossOutput:
         """See `Objective.forward`; the generator draws the mask and the blocks to skip."""
         heard, config = self.hear(inputs), self.config
-        mask = sample_span_mask(
-            heard.frames.to(generator.device),
-            prob=config.mask_prob,
-            span=config.mask_length,
-            min_spans=config.min_masks,
-            generator=generator,
-            max_length=heard.projected.size(1),
-            require_same_masks=config.require_same_masks,
-        ).to(heard.projected.device)  # (B, T)
+        mask = draw_span_mask(config, heard.frames, heard.projected.size(1), generator)  # (B, T)
         hidden = self.upstream.encode_projected(
             heard.projected,
             heard.padding_mask,

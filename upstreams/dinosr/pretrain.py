@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from speechssl.data.batching import make_generator
 from speechssl.errors import ConfigError
 from speechssl.lengths import lengths_to_padding_mask
-from speechssl.masking.span import sample_span_mask
+from speechssl.masking.span import draw_span_mask
 from speechssl.metric.tallies import USAGE, usage
 from speechssl.objective import Labelling, PretrainInputs, Reduce
 from speechssl.targets.ema_teacher import normed_results
@@ -133,15 +133,7 @@ class DinoSRPretraining(SelfDistillation):
         config = self.config
         with torch.set_grad_enabled(torch.is_grad_enabled() and not (self.frozen and config.freeze_frontend)):
             heard = self.hear(inputs)
-        mask = sample_span_mask(
-            heard.frames.to(generator.device),
-            prob=config.mask_prob,
-            span=config.mask_length,
-            min_spans=config.min_masks,
-            generator=generator,
-            max_length=heard.projected.size(1),
-            require_same_masks=config.require_same_masks,
-        ).to(heard.projected.device)  # (B, T)
+        mask = draw_span_mask(config, heard.frames, heard.projected.size(1), generator)  # (B, T)
         hidden = self.upstream.encode_projected(
             heard.projected,
             heard.padding_mask,

@@ -15,7 +15,7 @@ from speechssl.loss.contrastive import HiddenFrames, diversity_loss
 from speechssl.loss.ctc import ctc_loss
 from speechssl.loss.future_prediction import sample_other_frames
 from speechssl.loss.masked_prediction import features_penalty
-from speechssl.masking.span import sample_span_mask
+from speechssl.masking.span import draw_span_mask, sample_span_mask
 from speechssl.metric.tallies import MOMENTS, USAGE, moments
 from speechssl.objective import Labelling, Objective, PretrainInputs
 from speechssl.quantizer.gumbel import GumbelQuantizer
@@ -47,6 +47,8 @@ class UniSpeechPretrainConfig:
     """Frames."""
     min_masks: int = 2
     """Spans per utterance."""
+    require_same_masks: bool = False
+    """Whether all utterances of a batch have as many hidden frames as the one with the fewest."""
     mask_channel_prob: float = 0.5
     """The same of channels of the encoder's input, which are 0 in the whole utterance. No paper speaks of it, but it is
     the default of the official architecture, and the official command leaves it there."""
@@ -144,7 +146,7 @@ class UniSpeechPretraining(Objective):
         if self.upstream.normalize:
             waveform = normalize_waveform(waveform, lengths)
         features, frames = self.upstream.extract_features(waveform, lengths)  # (B, T, C)
-        mask = self._mask(frames, features.size(1), generator)  # (B, T)
+        mask = draw_span_mask(self.config, frames, features.size(1), generator)  # (B, T)
         context = self._context(features, frames, mask, generator)  # (B, T, D)
         loss, metrics, quantized, size = self._contrast(features, frames, mask, context, generator)
         spelled, too_short = self.spell(context, quantized, frames, inputs, generator)
@@ -155,17 +157,6 @@ class UniSpeechPretraining(Objective):
             metrics["features_penalty"] = penalty.detach()
             loss = loss + (1.0 - config.ctc_weight) * config.features_penalty * penalty
         return LossOutput(loss, size, metrics)
-
-    def _mask(self, frames: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        config = self.config
-        return sample_span_mask(
-            frames.to(generator.device),
-            prob=config.mask_prob,
-            span=config.mask_length,
-            min_spans=config.min_masks,
-            generator=generator,
-            max_length=size,
-        ).to(frames.device)
 
     def _context(self, features: Tensor, frames: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
         """What the encoder makes of the frames and channels that are not hidden, (B, T, D)."""

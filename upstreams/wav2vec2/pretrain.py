@@ -15,7 +15,7 @@ from speechssl.encoder.dropout import Dropout
 from speechssl.encoder.transformer import draw_skipped_blocks
 from speechssl.loss.contrastive import HiddenFrames, contrastive_loss, diversity_loss, sample_distractors
 from speechssl.loss.masked_prediction import features_penalty
-from speechssl.masking.span import sample_span_mask
+from speechssl.masking.span import draw_span_mask
 from speechssl.metric.tallies import MOMENTS, USAGE, moments
 from speechssl.objective import Labelling, Objective, PretrainInputs
 from speechssl.quantizer.base import QuantizerOutput
@@ -91,15 +91,7 @@ class Wav2Vec2Pretraining(Objective):
         config = self.config
         features, lengths = self._features(inputs.waveform, inputs.lengths)
         disturbed = self._disturb(inputs, generator) if config.hears_disturbed else features
-        mask = sample_span_mask(
-            lengths.to(generator.device),
-            prob=config.mask_prob,
-            span=config.mask_length,
-            min_spans=config.min_masks,
-            generator=generator,
-            max_length=features.size(1),
-            require_same_masks=config.require_same_masks,
-        ).to(features.device)  # (B, T)
+        mask = draw_span_mask(config, lengths, features.size(1), generator)  # (B, T)
         frames = HiddenFrames.of(mask)
         kinds = [features, disturbed] if config.disturbed_target_weight > 0 else [features]
         views = self._cluster([self._view(kind, frames, generator) for kind in kinds], frames, generator)
