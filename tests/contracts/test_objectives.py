@@ -23,6 +23,7 @@ from speechssl.train.run import build_objective, pretrain_config
 SHRINK = {"width": 32, "ffn_width": 48, "heads": 4, "depth": 3, "conv_channels": 16, "pos_kernel": 7}
 LABELS = Labelling((7, 5), (100.0, 50.0))
 TOKENS = 6
+STRATEGIES = ("ddp", "fsdp")
 
 
 def _families():
@@ -203,7 +204,8 @@ def test_labels_that_are_missing_or_of_no_use_are_refused(family):
 
 
 def test_two_processes_give_the_weights_of_two_accumulated_batches(tmp_path):
-    """For every family: rank r of 2 sees every second micro-batch, one process alone sees both."""
+    """For every family, with whole and with sharded weights: rank r of 2 sees every second micro-batch, one process
+    alone sees both."""
     script = Path(__file__).with_name("two_ranks.py")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
@@ -215,7 +217,8 @@ def test_two_processes_give_the_weights_of_two_accumulated_batches(tmp_path):
             objective, config = make(family)
             begin(objective)
             train(objective, config, 3)
-        found = torch.load(tmp_path / f"{family}.pt", weights_only=True)
-        for name, value in objective.state_dict().items():
-            difference = float((value.float() - found[name].float()).abs().max())
-            assert difference <= 1e-5, (family, name, difference)
+        for strategy in STRATEGIES:
+            found = torch.load(tmp_path / f"{family}_{strategy}.pt", weights_only=True)
+            for name, value in objective.state_dict().items():
+                difference = float((value.float() - found[name].float()).abs().max())
+                assert difference <= 1e-5, (family, strategy, name, difference)

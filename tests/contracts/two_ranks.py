@@ -1,26 +1,17 @@
 """Trains every family's shrunk objective in two processes under torchrun, and writes the weights of rank 0."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from test_objectives import FAMILIES, batch, begin, make
-from torch.nn.parallel import DistributedDataParallel
+from test_objectives import FAMILIES, STRATEGIES, batch, begin, make
 
 from speechssl.data.batching import make_generator
-from speechssl.objective import PretrainInputs
+from speechssl.train.fabric import Given, make_fabric, set_up
 from speechssl.train.optim import make_optimizer, scale_gradients
-
-
-class _Wrapped(torch.nn.Module):
-    def __init__(self, objective):
-        super().__init__()
-        self.objective = objective
-
-    def forward(self, waveform, lengths, codes, tokens, token_lengths, generator):  # noqa: PLR0917
-        return self.objective(PretrainInputs(waveform, lengths, codes, tokens, token_lengths), generator)
 
 
 def reduce(tensors):
@@ -31,37 +22,40 @@ def reduce(tensors):
     return done
 
 
+def train(family, strategy):
+    """Returns the weights after three updates, whole."""
+    objective, config = make(family)
+    settings = dataclasses.replace(config.train, strategy=strategy, accelerator="cpu", precision="float32")
+    fabric = make_fabric(settings, objective)
+    begin(objective)
+    model = set_up(fabric, objective, settings)
+    assert (strategy == "fsdp") == any(hasattr(p, "full_tensor") for p in objective.parameters())
+    optimizer = fabric.setup_optimizers(make_optimizer(objective.trained_parameters(), settings))
+    for step in range(3):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3
+        objective.begin_step(step)
+        number = 2 * step + fabric.global_rank
+        torch.manual_seed(number)
+        output = model(Given(batch(number, objective), make_generator("mask", number)))
+        fabric.backward(output["loss_sum"])
+        size = reduce({"size": output["sample_size"].detach().float()})["size"]
+        scale_gradients(objective, 2 / size, 1e9)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            objective.end_step(step + 1, reduce)
+    state = objective.state_dict()
+    return {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
+
+
 def main(folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
     for family in FAMILIES:
-        objective, config = make(family)
-        begin(objective)
-        model = DistributedDataParallel(
-            _Wrapped(objective), broadcast_buffers=False, find_unused_parameters=objective.skips_blocks
-        )
-        optimizer = make_optimizer(objective.trained_parameters(), config.train)
-        for step in range(3):
-            for group in optimizer.param_groups:
-                group["lr"] = 1e-3
-            objective.begin_step(step)
-            number = 2 * step + rank
-            torch.manual_seed(number)
-            inputs = batch(number, objective)
-            output = model(
-                inputs.waveform, inputs.lengths, inputs.codes, inputs.tokens, inputs.token_lengths,
-                make_generator("mask", number),
-            )  # fmt: skip
-            output.loss_sum.backward()
-            size = reduce({"size": output.sample_size.float()})["size"]
-            scale_gradients(objective, 2 / size, 1e9)
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():
-                objective.end_step(step + 1, reduce)
-        if rank == 0:
-            torch.save(objective.state_dict(), folder / f"{family}.pt")
+        for strategy in STRATEGIES:
+            state = train(family, strategy)
+            if dist.get_rank() == 0:
+                torch.save(state, folder / f"{family}_{strategy}.pt")
     dist.destroy_process_group()
 
 
