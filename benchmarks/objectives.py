@@ -83,6 +83,7 @@ SETTINGS: dict[str, Setting] = {
     "distilhubert": Setting("distilhubert_tiny", RATE, teacher="hubert", notes="its teacher is the row hubert"),
 }
 TASKS = {"asr": "cer", "speaker_verification": "eer", "deepfake_detection": "eer"}
+HEAD_SEEDS = (0, 1)
 BASELINES = ("fbank", "random=hubert_tiny:random")
 
 
@@ -137,17 +138,21 @@ class Experiment:
         for task in TASKS:
             speechssl.run(
                 f"{task}_demo", upstream=[*BASELINES, *trained], corpus=self.corpus, out=self.folder / "runs",
-                yaml=self.probes / f"{task}.yaml", options=options,
+                yaml=self.probes / f"{task}.yaml", seeds=HEAD_SEEDS, options=options,
             )  # fmt: skip
 
     def table(self) -> str:
-        """What was measured, as Markdown: mean and standard deviation over the seeds of pre-training."""
-        found: dict[str, dict[str, list[float]]] = {}
-        for path in sorted((self.folder / "runs").glob("*/*/seed0/result.json")):
+        """What was measured, as Markdown: means over the seeds of heads and of pre-training, and the deviation of the
+        latter."""
+        heads: dict[tuple[str, str, str], list[float]] = {}
+        for path in sorted((self.folder / "runs").glob("*/*/seed*/result.json")):
             result = load_result(path)
-            label = result.upstream.label.rsplit("-", 1)[0]
+            label, _, seed = result.upstream.label.partition("-")
             value = result.test.metrics[TASKS[result.task]].value
-            found.setdefault(label, {}).setdefault(result.task, []).append(100 * value)
+            heads.setdefault((label, result.task, seed), []).append(100 * value)
+        found: dict[str, dict[str, list[float]]] = {}
+        for (label, task, _), values in heads.items():
+            found.setdefault(label, {}).setdefault(task, []).append(statistics.mean(values))
         lines = [
             "| objective | parameters | steps | hours heard | "
             + " | ".join(f"{t}, {m.upper()} ↓" for t, m in TASKS.items())
@@ -178,7 +183,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--only", nargs="+", choices=sorted(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--probes", type=Path, default=Path("recipes/demo/default"), help="folder of the tasks' YAML")
+    parser.add_argument(
+        "--probes", type=Path, default=Path(__file__).parent / "probes", help="folder of the tasks' YAML"
+    )
     parser.add_argument("--no-probe", action="store_true")
     parser.add_argument("--table", action="store_true", help="train nothing, and print what there is")
     parser.add_argument("-o", "--output", type=Path, default=Path("exp/objectives"))

@@ -67,7 +67,7 @@ def test_stacked_frames_hold_their_neighbours_and_zeros_after_the_end() -> None:
 
 
 def test_stacking_brings_every_upstream_to_one_rate() -> None:
-    assert [stack_factor(rate, 25.0) for rate in (100.0, 50.0, 25.0)] == [4, 2, 1]
+    assert [stack_factor(rate, 25.0) for rate in (100.0, 50.0, 25.0, 20.0)] == [4, 2, 1, 1]
     assert stack_factor(49.95, 25.0) == 2
     with pytest.raises(ConfigError, match="30 Hz"):
         stack_factor(50.0, 30.0)

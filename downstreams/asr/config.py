@@ -20,7 +20,7 @@ class AsrConfig(TaskConfig):
     max_duration: float | None = None
     """Seconds; longer training utterances are left out, and counted in the log. Dev and test keep theirs."""
     label_rate: float | None = None
-    """Hz; frames are stacked to about this rate before the LSTM. None = the upstream's own."""
+    """Hz; frames are stacked to about this rate before the LSTM, unless they are coarser. None = the upstream's own."""
     standardise: bool = False
     """Whether the features go through `speechssl.head.standardise` first. SUPERB does not; with it, CTC sooner leaves
     the plateau where it emits only blanks."""

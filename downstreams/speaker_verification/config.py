@@ -20,7 +20,7 @@ class SpeakerVerificationConfig(TaskConfig):
     speeds: tuple[float, ...] = ()
     """Speeds at which each training utterance is heard too, as another speaker's (see perturb.py); SUPERB has none."""
     frame_rate: float | None = None
-    """Hz; frames are stacked to about this rate first. None = the upstream's own."""
+    """Hz; frames are stacked to about this rate first, unless they are coarser. None = the upstream's own."""
     standardise: bool = False
     """Whether the features go through `speechssl.head.standardise` first; SUPERB does not."""
     project_size: int = 512

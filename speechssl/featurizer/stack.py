@@ -11,12 +11,14 @@ from speechssl.errors import ConfigError
 
 
 def stack_factor(frame_rate: float, target_rate: float) -> int:
-    """How many frames at `frame_rate` Hz make one at about `target_rate` Hz.
+    """How many frames at `frame_rate` Hz make one at about `target_rate` Hz; coarser frames stay as they are.
 
     Raises:
-        ConfigError: the target is above the frame rate, or no whole number of frames comes within 10 % of it.
+        ConfigError: no whole number of frames comes within 10 % of the target.
     """
-    factor = max(1, round(frame_rate / target_rate))
+    if frame_rate < target_rate:
+        return 1
+    factor = round(frame_rate / target_rate)
     if abs(frame_rate / factor / target_rate - 1) > 0.1:
         raise ConfigError(
             f"Frames at {frame_rate:g} Hz can't be stacked to {target_rate:g} Hz: choose a rate that divides it."
