@@ -68,8 +68,6 @@ PRETRAIN_PRESETS: dict[str, DinoSRPretrainConfig] = {
     "dinosr_tiny": DinoSRPretrainConfig(
         target_layers=3,
         codebook_init="frames",
-        ema_decay=0.997,
-        ema_end_decay=0.9995,
         ema_ramp_steps=2_000,
         freeze_step=None,
     ),
@@ -93,7 +91,14 @@ _BASE = PretrainConfig(
 
 TRAIN_PRESETS: dict[str, PretrainConfig] = {
     "dinosr_tiny": replace(
-        _BASE, steps=5_000, batch_seconds=40.0, batches_per_step=1, max_seconds=8.0, grid_seconds=0.5, clip_norm=5.0
+        _BASE,
+        steps=5_000,
+        batch_seconds=20.0,
+        batches_per_step=1,
+        max_seconds=8.0,
+        grid_seconds=0.5,
+        warmup=0.1,
+        clip_norm=1.0,
     ),
     "dinosr_base": _BASE,
 }
