@@ -86,10 +86,10 @@ def test_the_loss_equals_transformers_with_the_same_masks_and_distractors(
     changes: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, objective = pair(tmp_path, **changes)
-    recorder = Recorder(monkeypatch, "sample_span_mask", "sample_distractors", "normalize_waveform")
+    recorder = Recorder(monkeypatch, "draw_span_mask", "sample_distractors", "normalize_waveform")
     inputs = waveforms()
     output = objective(inputs, make_generator(1))
-    mask = recorder.seen["sample_span_mask"][0].result
+    mask = recorder.seen["draw_span_mask"][0].result
     drawn = recorder.seen["sample_distractors"][0]
     values = recorder.seen["normalize_waveform"][0].result if changes else inputs.waveform
     theirs = model(
@@ -116,10 +116,10 @@ def as_theirs(frames: Any, distractors: Tensor, mask: Tensor) -> Tensor:
 
 def test_in_training_the_diversity_equals_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, objective = pair(tmp_path)
-    recorder = Recorder(monkeypatch, "sample_span_mask", "sample_distractors")
+    recorder = Recorder(monkeypatch, "draw_span_mask", "sample_distractors")
     inputs = waveforms()
     output = objective.train()(inputs, make_generator(1))
-    mask, drawn = recorder.seen["sample_span_mask"][0].result, recorder.seen["sample_distractors"][0]
+    mask, drawn = recorder.seen["draw_span_mask"][0].result, recorder.seen["sample_distractors"][0]
     places = as_theirs(drawn.args[0], drawn.result, mask)
     theirs = model.train()(inputs.waveform, mask_time_indices=mask, sampled_negative_indices=places)
     torch.testing.assert_close(output.metrics["diversity_loss"], theirs.diversity_loss, rtol=TOLERANCE, atol=TOLERANCE)
@@ -127,10 +127,10 @@ def test_in_training_the_diversity_equals_transformers(tmp_path: Path, monkeypat
 
 def test_gradients_equal_those_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, objective = pair(tmp_path, replace(BASE, diversity_weight=0.0, features_penalty=0.0))
-    recorder = Recorder(monkeypatch, "sample_span_mask", "sample_distractors")
+    recorder = Recorder(monkeypatch, "draw_span_mask", "sample_distractors")
     inputs = waveforms()
     objective(inputs, make_generator(1)).loss_sum.backward()
-    mask, drawn = recorder.seen["sample_span_mask"][0].result, recorder.seen["sample_distractors"][0]
+    mask, drawn = recorder.seen["draw_span_mask"][0].result, recorder.seen["sample_distractors"][0]
     places = as_theirs(drawn.args[0], drawn.result, mask)
     model(inputs.waveform, mask_time_indices=mask, sampled_negative_indices=places).contrastive_loss.backward()
     first, their_first = objective.upstream.encoder.blocks[0], model.wav2vec2.encoder.layers[0]
@@ -167,12 +167,12 @@ def test_the_loss_equals_fairseq2_with_the_same_masks_and_distractors(
         for theirs, ours in (("final_proj", "final_proj"), ("final_target_proj", "project_q")):
             for part in ("weight", "bias"):
                 getattr(getattr(model, theirs), part).copy_(own[f"{ours}.{part}"])
-    recorder = Recorder(monkeypatch, "sample_span_mask", "sample_distractors", "features_penalty")
+    recorder = Recorder(monkeypatch, "draw_span_mask", "sample_distractors", "features_penalty")
     upstream = objective.upstream
     states: list[Tensor] = []
     monkeypatch.setattr(upstream, "encode", _keep(upstream.encode, states))
     output = objective(waveforms(), make_generator(1))
-    mask, drawn = recorder.seen["sample_span_mask"][0].result, recorder.seen["sample_distractors"][0]
+    mask, drawn = recorder.seen["draw_span_mask"][0].result, recorder.seen["sample_distractors"][0]
     raw = recorder.seen["features_penalty"][0].args[0]
     places = as_theirs(drawn.args[0], drawn.result, drawn_mask := mask)[mask]
     order = torch.full((mask.numel(),), -1).index_put((drawn.args[0].index,), torch.arange(int(mask.sum())))
@@ -314,13 +314,13 @@ def test_cosines_are_in_float32_under_autocast(tmp_path: Path, monkeypatch: pyte
 
 def test_what_is_quantized_are_the_hidden_frames_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, objective = pair(tmp_path)
-    recorder = Recorder(monkeypatch, "sample_span_mask")
+    recorder = Recorder(monkeypatch, "draw_span_mask")
     heard: list[Tensor] = []
     objective.quantizer.register_forward_pre_hook(lambda _module, args: heard.append(args[0]))
     inputs = waveforms()
     objective(inputs, make_generator(1))
     features, _ = objective.upstream.extract_features(inputs.waveform, inputs.lengths)
-    mask = recorder.seen["sample_span_mask"][0].result
+    mask = recorder.seen["draw_span_mask"][0].result
     torch.testing.assert_close(heard[0], objective.upstream.feature_norm(features)[mask])
     assert 0.3 < float(mask.float().mean()) < 0.65
 
@@ -344,9 +344,9 @@ def test_presets_have_the_published_numbers() -> None:
 
 def test_ccc_adds_cross_contrasts_of_a_view_with_the_same_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, objective = pair(tmp_path, CCC)
-    recorder = Recorder(monkeypatch, "sample_span_mask", "contrastive_loss", "cluster_directions")
+    recorder = Recorder(monkeypatch, "draw_span_mask", "contrastive_loss", "cluster_directions")
     output = objective(waveforms(), make_generator(1))
-    assert len(recorder.seen["sample_span_mask"]) == 1
+    assert len(recorder.seen["draw_span_mask"]) == 1
     clean, disturbed, heard = recorder.seen["contrastive_loss"]
     assert clean.args[0] is disturbed.args[0] and clean.args[1] is heard.args[1]  # contexts, and targets
     assert not torch.equal(clean.args[0], heard.args[0]) and not torch.equal(clean.args[1], disturbed.args[1])
