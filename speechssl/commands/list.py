@@ -16,6 +16,7 @@ def command() -> None:
     for family in list_families():
         presets = ", ".join(name for name, owner in families.items() if owner == family)
         table.add_row(f"upstream {family}", presets or f"{family}:NAME_OR_FOLDER")
-    table.add_row("of these, trained and shipped", ", ".join(list_shipped()))
+    if shipped := list_shipped():
+        table.add_row("of these, trained and shipped", ", ".join(shipped))
     table.add_row("tasks", ", ".join(list_tasks()))
     Console().print(table)

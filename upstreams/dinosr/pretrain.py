@@ -5,7 +5,7 @@ B batch, T frames, N hidden frames, D width, K codebooks, V entries.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -20,7 +20,7 @@ from speechssl.metric.tallies import USAGE, usage
 from speechssl.objective import Labelling, PretrainInputs, Reduce
 from speechssl.targets.ema_teacher import normed_results
 from speechssl.targets.self_distillation import Heard, SelfDistillation
-from speechssl.train.config import PretrainConfig
+from speechssl.train.config import PretrainConfig, tiny
 from speechssl.types import LossOutput
 from upstreams.dinosr.codebooks import OnlineCodebooks
 from upstreams.dinosr.model import DinoSRUpstream
@@ -90,16 +90,7 @@ _BASE = PretrainConfig(
 )
 
 TRAIN_PRESETS: dict[str, PretrainConfig] = {
-    "dinosr_tiny": replace(
-        _BASE,
-        steps=5_000,
-        batch_seconds=20.0,
-        batches_per_step=1,
-        max_seconds=8.0,
-        grid_seconds=0.5,
-        warmup=0.1,
-        clip_norm=1.0,
-    ),
+    "dinosr_tiny": tiny(_BASE),
     "dinosr_base": _BASE,
 }
 """Base: 16 GPUs with 63 minutes of audio together, crops as long as the shortest of a batch, gradients not clipped."""

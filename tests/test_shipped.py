@@ -1,0 +1,48 @@
+"""Upstreams that come with the package: found by their folder, loaded with their weights."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import speechssl.heads
+import speechssl.loading
+import speechssl.registry
+import speechssl.train.run
+from speechssl.checkpoint import save_upstream
+from speechssl.errors import SpeechsslError
+from speechssl.loading import build_upstream, load_upstream
+from speechssl.registry import find_preset, list_upstreams
+from speechssl.train.run import pretrain_config
+
+NAME = "shipped_tiny"
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as `upstreams/<name>/`, with weights of half precision."""
+    family, config = find_preset("hubert_tiny")
+    upstream = build_upstream(family, replace(config, width=32, depth=2, heads=2, ffn_width=48), seed=3)
+    upstream.name, upstream.weights = "hubert_tiny", "trained"
+    save_upstream(upstream.half(), tmp_path / NAME)
+    for module in (speechssl.heads, speechssl.loading, speechssl.registry, speechssl.train.run):
+        monkeypatch.setattr(module, "list_shipped", lambda: {NAME: tmp_path / NAME})
+    return tmp_path / NAME
+
+
+def test_a_shipped_upstream_is_listed_and_loads_with_its_weights(shipped: Path) -> None:
+    assert NAME in list_upstreams()
+    assert find_preset(NAME)[1].width == 32
+    upstream, folder = load_upstream(NAME), load_upstream(shipped)
+    assert (upstream.name, upstream.family, upstream.weights) == (NAME, "hubert", "trained")
+    assert {p.dtype for p in upstream.parameters()} == {torch.float32}
+    assert all(torch.equal(v, folder.state_dict()[k]) for k, v in upstream.state_dict().items())
+    assert load_upstream(NAME, random_weights=1).weights == "random (seed 1)"
+    assert speechssl.heads.read_heads(NAME) == {}
+
+
+@pytest.mark.usefixtures("shipped")
+def test_pre_training_goes_on_from_a_shipped_upstream_by_init() -> None:
+    with pytest.raises(SpeechsslError, match=f"a trained hubert_tiny: pre-train that, with `--init {NAME}`"):
+        pretrain_config(NAME)
