@@ -1,4 +1,4 @@
-# make demo [QUICK=1]   the whole line on real speech: pre-train, four tasks, report/index.html
+# make demo [QUICK=1] [START=speechssl_tiny]   the whole line on real speech: pre-train, four tasks, report/index.html
 # make test             the test suite
 # Each target only makes the environment if there is none and calls a documented command.
 PYTHON ?= python3
@@ -22,7 +22,7 @@ $(STAMP): setup.cfg constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash recipes/demo/run.sh $(if $(QUICK),--quick)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash recipes/demo/run.sh $(if $(QUICK),--quick) $(if $(START),--start=$(START))
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest

@@ -1,5 +1,6 @@
 """Upstreams in other formats, for other toolkits."""
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +19,18 @@ logger = logging.getLogger(__name__)
 
 Format = Literal["speechssl", "safetensors", "transformers", "onnx", "torch-export"]
 """'speechssl' and 'safetensors' are the same: a folder of our own, with config.json and model.safetensors."""
+OWN: tuple[Format, ...] = ("speechssl", "safetensors")
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 """Of the formats that are one file."""
 
 
 def export_upstream(
-    name_or_folder: str | Path, out: str | Path, *, to: Format, layers: Sequence[int] | None = None
+    name_or_folder: str | Path,
+    out: str | Path,
+    *,
+    to: Format,
+    layers: Sequence[int] | None = None,
+    half: bool = False,
 ) -> Upstream:
     """Writes an upstream in another format, and returns it.
 
@@ -32,6 +39,8 @@ def export_upstream(
         out: the folder to write; for onnx and torch-export also the file, if it ends in .onnx or .pt2.
         to: the format. Programs (onnx, torch-export) are compared with the upstream before they are kept.
         layers: hidden states that a program puts out; None = all.
+        half: whether the weights of our own format are stored as float16, in half the space; they load as float32,
+            and buffers stay as they are.
 
     Raises:
         ConfigError: transformers has no such model.
@@ -39,6 +48,8 @@ def export_upstream(
     """
     if layers is not None and to not in SUFFIXES:
         raise SpeechsslError(f"`layers` chooses what {' and '.join(SUFFIXES)} put out: leave it out for '{to}'.")
+    if half and to not in OWN:
+        raise SpeechsslError(f"`half` is for speechssl's own format: leave it out for '{to}'.")
     upstream = load_upstream(name_or_folder)
     out = Path(out)
     if to in SUFFIXES:
@@ -48,8 +59,17 @@ def export_upstream(
         save_folder(made.description, made.state, out)
         write_json(out / "preprocessor_config.json", made.preprocessor)
     else:
-        save_upstream(upstream, out)
+        save_upstream(_with_half_weights(upstream) if half else upstream, out)
     return upstream
+
+
+def _with_half_weights(upstream: Upstream) -> Upstream:
+    halved = copy.deepcopy(upstream)
+    for name, weight in halved.named_parameters():
+        weight.data = weight.detach().to(torch.float16)
+        if not weight.isfinite().all():
+            raise SpeechsslError(f"'{name}' has values beyond float16: export without `half`.")
+    return halved
 
 
 def program_path(out: Path, to: Format) -> Path:

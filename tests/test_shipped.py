@@ -12,20 +12,26 @@ import speechssl.registry
 import speechssl.train.run
 from speechssl.checkpoint import save_upstream
 from speechssl.errors import SpeechsslError
+from speechssl.export import export_upstream
 from speechssl.loading import build_upstream, load_upstream
 from speechssl.registry import find_preset, list_upstreams
 from speechssl.train.run import pretrain_config
+from speechssl.upstream import Upstream
 
 NAME = "shipped_tiny"
+
+
+def small(seed: int) -> Upstream:
+    family, config = find_preset("hubert_tiny")
+    upstream = build_upstream(family, replace(config, width=32, depth=2, heads=2, ffn_width=48), seed=seed)
+    upstream.name, upstream.weights = "hubert_tiny", "trained"
+    return upstream
 
 
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as `upstreams/<name>/`, with weights of half precision."""
-    family, config = find_preset("hubert_tiny")
-    upstream = build_upstream(family, replace(config, width=32, depth=2, heads=2, ffn_width=48), seed=3)
-    upstream.name, upstream.weights = "hubert_tiny", "trained"
-    save_upstream(upstream.half(), tmp_path / NAME)
+    save_upstream(small(seed=3).half(), tmp_path / NAME)
     for module in (speechssl.heads, speechssl.loading, speechssl.registry, speechssl.train.run):
         monkeypatch.setattr(module, "list_shipped", lambda: {NAME: tmp_path / NAME})
     return tmp_path / NAME
@@ -46,3 +52,30 @@ def test_a_shipped_upstream_is_listed_and_loads_with_its_weights(shipped: Path) 
 def test_pre_training_goes_on_from_a_shipped_upstream_by_init() -> None:
     with pytest.raises(SpeechsslError, match=f"a trained hubert_tiny: pre-train that, with `--init {NAME}`"):
         pretrain_config(NAME)
+
+
+def test_weights_exported_in_half_the_space_load_in_full_precision(tmp_path: Path) -> None:
+    upstream = small(seed=3)
+    save_upstream(upstream, tmp_path / "whole")
+    export_upstream(tmp_path / "whole", tmp_path / "half", to="speechssl", half=True)
+    sizes = [(tmp_path / folder / "model.safetensors").stat().st_size for folder in ("whole", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    loaded = load_upstream(tmp_path / "half")
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    for name, weight in upstream.named_parameters():
+        torch.testing.assert_close(loaded.get_parameter(name), weight, atol=1e-6, rtol=2**-11)
+
+
+def test_only_our_own_format_is_exported_in_half_the_space(tmp_path: Path) -> None:
+    with pytest.raises(SpeechsslError, match="`half` is for speechssl's own format"):
+        export_upstream("hubert_tiny:random", tmp_path / "out", to="transformers", half=True)
+
+
+def test_weights_beyond_half_precision_are_not_stored_so(tmp_path: Path) -> None:
+    upstream = small(seed=3)
+    with torch.no_grad():
+        next(upstream.parameters()).fill_(1e5)
+    save_upstream(upstream, tmp_path / "whole")
+    with pytest.raises(SpeechsslError, match="beyond float16: export without `half`"):
+        export_upstream(tmp_path / "whole", tmp_path / "half", to="speechssl", half=True)
+    assert not (tmp_path / "half").exists()

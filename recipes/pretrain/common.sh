@@ -49,9 +49,9 @@ librispeech() { # sets `corpus` to the 960 hours of LibriSpeech, fetched and lis
   fi
 }
 
-clusters() { # what to cluster, its layer, how many clusters, the folder of the labels
-  [ "$smoke" ] && set -- "$1" "$(($2 > 2 ? 2 : $2))" 8 "$4"
-  launch cluster --upstream "$1" --layer "$2" --clusters "$3" --corpus "$corpus" -o "$4" --fraction 0.1
+clusters() { # what to cluster, its layer, how many clusters, the folder of the labels, the share to fit on
+  [ "$smoke" ] && set -- "$1" "$(($2 > 2 ? 2 : $2))" 8 "$4" "${5:-}"
+  launch cluster --upstream "$1" --layer "$2" --clusters "$3" --corpus "$corpus" -o "$4" --fraction "${5:-0.1}"
 }
 
 pretrain() { # preset, settings, folder, further options

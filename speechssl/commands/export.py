@@ -16,6 +16,9 @@ def command(
     layers: Annotated[
         str | None, typer.Option(help="Hidden states that onnx and torch-export put out, such as 6,9 or -1; all.")
     ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store speechssl's own format as float16; it loads as float32.")
+    ] = False,
 ) -> None:
     """Write an upstream for speechssl, transformers, onnxruntime or torch.export, the latter two checked at the end.
 
@@ -27,7 +30,7 @@ def command(
     from speechssl.commands.extract import parse_layers
     from speechssl.export import SUFFIXES, export_upstream, program_path
 
-    upstream = export_upstream(checkpoint, out, to=to, layers=parse_layers(layers))
+    upstream = export_upstream(checkpoint, out, to=to, layers=parse_layers(layers), half=half)
     written = program_path(out, to) if to in SUFFIXES else out
     table = Table("upstream", "format", "parameters", "written to")
     table.add_row(checkpoint, to, f"{sum(p.numel() for p in upstream.parameters()):,}", str(written))
