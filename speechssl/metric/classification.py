@@ -26,6 +26,7 @@ Intervals are 95 % bootstrap intervals over utterances (or over `groups` such as
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,7 +191,7 @@ def _mean_over_classes(hits: sparse.csr_array, total: sparse.csr_array, size: in
 def _encode(references: Classes, hypotheses: Classes) -> tuple[tuple[str, ...] | tuple[int, ...], Indices, Indices]:
     """All classes that occur, sorted, and which of them each reference (N,) and each hypothesis (N,) is."""
     _check_numbers(references, hypotheses)
-    found = set(references) | set(hypotheses)
+    found: set[Any] = {*references, *hypotheses}
     if not (all(isinstance(c, str) for c in found) or all(isinstance(c, int | np.integer) for c in found)):
         kinds = ", ".join(sorted({type(c).__name__ for c in found}))
         raise SpeechsslError(f"Classes must be all words or all integers, but are {kinds}: convert one side.")
