@@ -8,13 +8,13 @@ The reference s is scaled by a = <e, s> / |s|^2 so that it explains as much of t
 10 log10(|a s|^2 / |e - a s|^2). Computed in float64, over the valid samples of each utterance only: padding changes
 nothing, whatever it holds.
 
-* *Mean removal.* `zero_mean=False` is Le Roux's definition, as in torchmetrics (the default of its
-  `scale_invariant_signal_distortion_ratio`) and in asteroid's `get_metrics` (by pb_bss_eval), with which SUPERB scores
-  source separation. `zero_mean=True` takes the mean of both signals off first, as torchmetrics' SI-SNR does and, by
-  default, asteroid's losses (`PairwiseNegSDR`). The two differ where an estimate has an offset.
+* *Mean removal.* `zero_mean=True` takes the mean of both signals off first. So does asteroid's `get_metrics` (in
+  pb_bss_eval 0.0.2), with which SUPERB scores source separation, hence the default; asteroid's losses
+  (`PairwiseNegSDR`) and torchmetrics' SI-SNR do as well. `zero_mean=False` is Le Roux's definition to the letter, and
+  the default of torchmetrics' `scale_invariant_signal_distortion_ratio`. They differ where an estimate has an offset.
 * *Limits.* Shares of the estimate's energy are both raised by EPSILON = 1e-12, so a perfect estimate has 120 dB and one
   that has nothing of the reference, a silent one among them, -120 dB. Between -60 and 60 dB that changes less than
-  1e-5 dB.
+  1e-5 dB. (pb_bss_eval adds 1e-8 to energies instead: its limits depend on loudness, and its least is -80 dB.)
 * *Order of sources.* The order is chosen for each utterance so that the mean ratio is highest. asteroid's `get_metrics`
   chooses it by the interference ratio of BSS Eval instead, which may differ where the separation has failed.
 
@@ -38,7 +38,7 @@ EPSILON = 1e-12
 SILENT = 1e-24  # what mean removal leaves of a constant signal is rounding
 
 
-def si_sdr(estimates: Tensor, references: Tensor, *, lengths: Tensor | None = None, zero_mean: bool = False) -> Tensor:
+def si_sdr(estimates: Tensor, references: Tensor, *, lengths: Tensor | None = None, zero_mean: bool = True) -> Tensor:
     """The ratio of each estimate to the reference in the same place.
 
     Args:
@@ -64,7 +64,7 @@ def si_sdr_improvement(
     mixtures: Tensor,
     *,
     lengths: Tensor | None = None,
-    zero_mean: bool = False,
+    zero_mean: bool = True,
 ) -> Tensor:
     """How much higher the ratio of each estimate is than that of the unprocessed mixture; as `si_sdr`.
 
@@ -83,7 +83,7 @@ def si_sdr_improvement(
 
 
 def best_order(
-    estimates: Tensor, references: Tensor, *, lengths: Tensor | None = None, zero_mean: bool = False
+    estimates: Tensor, references: Tensor, *, lengths: Tensor | None = None, zero_mean: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Assigns the estimates to the references of each utterance so that the mean ratio is highest.
 
