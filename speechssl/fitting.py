@@ -15,12 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from speechssl.checkpoint import save_tensors
+from speechssl.crops import choose_crops, training_crops
+from speechssl.data.balance import Balance
 from speechssl.data.batching import BatchStream, bucket_batches, derive_seed, make_generator
 from speechssl.errors import SpeechsslError
 from speechssl.featurizer.weighted_sum import WeightedSum
@@ -150,6 +153,7 @@ class Fit:
         ).to(self.device)
         self.optimizer = _optimizer(self.probe, self.config, weight_rate_scale=task.config.features.weight_rate_scale)
         self.progress = Progress()
+        self.crops = training_crops(data.splits["train"], task.config)
 
     def run(self) -> Fitted:
         """Trains, keeps the best by dev, and measures it on dev and once on test.
@@ -181,13 +185,7 @@ class Fit:
 
     def _train(self) -> None:
         utterances = list(self.data.splits["train"])
-        longest = self.config.max_duration or math.inf
-        stream = BatchStream(
-            [min(u.duration or longest, longest) for u in utterances],
-            batch_seconds=self.config.batch_seconds,
-            max_size=self.config.max_batch_size,
-            seed=self.seed,
-        )
+        stream = self._batches(utterances)
         if self.progress.stream is not None:
             stream.load_state(self.progress.stream)
         recent: list[float] = []
@@ -206,6 +204,21 @@ class Fit:
                 self.progress.stream = stream.state_after(batch)
                 self._checkpoint()
 
+    def _batches(self, utterances: Sequence[Utterance]) -> BatchStream:
+        config, longest = self.config, self.config.max_duration or math.inf
+        seconds, budget = [min(u.duration or longest, longest) for u in utterances], config.batch_seconds
+        if self.task.config.features.pooling == "mean" and config.max_batch_size is not None:
+            # What is pooled needs no padding: batches are as random as they can be, and of one size.
+            seconds, budget = [1.0] * len(utterances), float(config.max_batch_size)
+        groups, balance = self.task.groups(self.data), None
+        if groups is not None:
+            names, codes = np.unique(np.asarray(groups), return_inverse=True)
+            alike = np.ones(len(groups))
+            balance = Balance(codes.astype(np.int32), names.tolist(), alike, alpha=0.0, seed=self.seed)
+        return BatchStream(
+            seconds, batch_seconds=budget, max_size=config.max_batch_size, seed=self.seed, balance=balance
+        )
+
     def _step(self, utterances: Sequence[Utterance]) -> float:
         begin = time.perf_counter()
         self.progress.step += 1
@@ -216,8 +229,9 @@ class Fit:
         for group in optimizer.param_groups:
             group["lr"] = group["rate_scale"] * self.config.learning_rate * schedule(self.config, step)
         generator = make_generator(self.seed, "step", step)
+        heard = choose_crops(utterances, self.crops, generator)
         states, lengths = collate(
-            self.features["train"], utterances, max_duration=self.config.max_duration, generator=generator
+            self.features["train"], heard, max_duration=self.config.max_duration, generator=generator
         )
         self.probe.train()
         optimizer.zero_grad(set_to_none=True)

@@ -25,6 +25,7 @@ import torch
 
 from speechssl.cache import FeatureCache
 from speechssl.config import load_config, to_dict
+from speechssl.crops import MARK, training_crops
 from speechssl.data.corpus import Corpus, open_corpus
 from speechssl.errors import ConfigError, ManifestError, SpeechsslError, UnknownNameError
 from speechssl.extraction import find_bad
@@ -212,7 +213,8 @@ def compute_features(upstream: Upstream, task: Task, data: TaskData, options: Ru
             raise ManifestError(
                 f"The task '{task.name}' has no utterance in '{split}': check the corpus and the config."
             )
-        unique.update((u.id, u) for u in utterances)
+        crops = training_crops(utterances, task.config) if split == "train" else {}
+        unique.update((heard.id, heard) for u in utterances for heard in crops.get(u.id, [u]))
     return FeatureCache(options.cache_folder, options.cache_gb).features(
         upstream,
         list(unique.values()),
@@ -370,7 +372,8 @@ def _without_bad(data: TaskData, store: FeatureStore) -> TaskData:
         return data
     for name, reason in store.bad.items():
         logger.warning("Left out of every split: %s (%s)", name, reason)
-    splits = {split: [u for u in part if u.id not in store.bad] for split, part in data.splits.items()}
+    bad = {name.partition(MARK)[0] for name in store.bad}
+    splits = {split: [u for u in part if u.id not in bad] for split, part in data.splits.items()}
     for split, part in splits.items():
         if not part:
             raise SpeechsslError(f"Every utterance of '{split}' was bad: mend the corpus.")

@@ -30,6 +30,9 @@ class FeatureConfig:
     """Whether each layer is layer-normalised (no affine) before the sum, as S3PRL's `--upstream_feature_normalize`."""
     pooling: Literal["none", "mean"] = "none"
     """'mean': the mean over valid frames, cached as one (L+1, D) array; exact for heads linear before pooling."""
+    crops: int = 0
+    """Crops of `train.max_duration` seconds that are drawn of each longer training utterance and go through the
+    upstream by themselves, one of which is heard at each visit; 0 = frames are cut out of those of the whole one."""
     weight_rate_scale: float = 1.0
     """Learning rate of the layers' weights over that of the head. Adam moves a weight by about its rate at each step:
     1, as in SUPERB, leaves the weights of a run of a few hundred steps where they began."""
@@ -72,6 +75,19 @@ class TaskConfig:
 
     train: TrainConfig = field(default_factory=TrainConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
+
+    def __post_init__(self) -> None:
+        features = self.features
+        if features.crops < 0 or (features.crops > 0 and self.train.max_duration is None):
+            raise ConfigError(
+                f"`features.crops` must be 0, or the number of crops of `train.max_duration` seconds, but is "
+                f"{features.crops} with `train.max_duration={self.train.max_duration}`."
+            )
+        if features.pooling == "mean" and self.train.max_duration is not None and features.crops == 0:
+            raise ConfigError(
+                "`features.pooling=mean` leaves no frames to cut `train.max_duration` from: set `features.crops`, or "
+                "`train.max_duration=null`."
+            )
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,11 @@ class Task(ABC):
             predictions: utterance id -> what `predict` returned, for every utterance of the split.
             folder: the run folder, for artifacts (scores, audio); only for 'test' should anything be written.
         """
+
+    def groups(self, data: TaskData) -> Sequence[str] | None:
+        """The group of each training utterance, where every group is to be heard equally often; None = all are heard
+        once in each pass."""
+        del data
 
     def state(self, data: TaskData) -> Mapping[str, Any]:
         """What `infer` needs besides the weights (vocabulary, speakers, ...), as JSON that is kept with the run."""

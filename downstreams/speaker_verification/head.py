@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.featurizer.stack import stack_factor, stack_frames
-from speechssl.head.standardise import Standardise
+from speechssl.head.standardise import Standardise, batch_norm
 from speechssl.lengths import lengths_to_padding_mask
 from speechssl.types import LossOutput
 
@@ -75,14 +75,7 @@ class XVector(nn.Module):
         pooled = torch.cat((mean, (variance + 1e-8).sqrt()), dim=1)  # (B, 2 C)
         if self.pool_norm is None:
             return F.relu(self.first(pooled))
-        return self.first(self._normalise(self.pool_norm, pooled))  # type: ignore[no-any-return]  # nn.Module returns Any
-
-    @staticmethod
-    def _normalise(norm: nn.BatchNorm1d, pooled: Tensor) -> Tensor:
-        """A batch of one utterance has no deviation of its own: it gets the running one, in training too."""
-        if len(pooled) > 1 or not norm.training:
-            return norm(pooled)  # type: ignore[no-any-return]  # nn.Module returns Any
-        return F.batch_norm(pooled, norm.running_mean, norm.running_var, training=False, eps=norm.eps)
+        return self.first(batch_norm(self.pool_norm, pooled))  # type: ignore[no-any-return]  # nn.Module returns Any
 
     def loss(self, features: Tensor, lengths: Tensor, speakers: Tensor) -> LossOutput:
         """Additive-margin softmax over the training speakers, summed over the batch.

@@ -1,0 +1,1 @@
+"""Intent classification: action, object and location of a spoken command."""

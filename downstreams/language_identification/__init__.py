@@ -1,0 +1,1 @@
+"""Language identification: which of the languages of training is spoken."""

@@ -1,0 +1,1 @@
+"""Speaker identification: who of the speakers of training it is."""
