@@ -49,9 +49,10 @@ librispeech() { # sets `corpus` to the 960 hours of LibriSpeech, fetched and lis
   fi
 }
 
-clusters() { # what to cluster, its layer, how many clusters, the folder of the labels, the share to fit on
-  [ "$smoke" ] && set -- "$1" "$(($2 > 2 ? 2 : $2))" 8 "$4" "${5:-}"
-  launch cluster --upstream "$1" --layer "$2" --clusters "$3" --corpus "$corpus" -o "$4" --fraction "${5:-0.1}"
+clusters() { # what to cluster, its layer, how many clusters, the folder of the labels, further options
+  local layer=$2 count=$3
+  [ -z "$smoke" ] || layer=$((layer > 2 ? 2 : layer)) count=8
+  launch cluster --upstream "$1" --layer "$layer" --clusters "$count" --corpus "$corpus" -o "$4" --fraction 0.1 "${@:5}"
 }
 
 pretrain() { # preset, settings, folder, further options

@@ -62,10 +62,14 @@ _TRAIN = PretrainConfig(
     clip_norm=5.0,
 )
 """100 epochs of LibriSpeech at 32 utterances per step, crops of 1500 frames, one rate all through. S3PRL's
-config_runner."""
+config_runner, which leaves out utterances below 200 frames, of APC below 320; the authors clip at 1."""
+_APC = replace(_TRAIN, min_seconds=3.2)
 
 TRAIN_PRESETS: dict[str, PretrainConfig] = {
-    name: replace(_TRAIN, steps=325_000) if name.endswith("_360h") else _TRAIN for name in PRESETS
+    **dict.fromkeys(PRESETS, _TRAIN),
+    "apc_base": _APC,
+    "apc_360h": replace(_APC, steps=325_000),
+    "apc_vq_360h": replace(_TRAIN, steps=325_000),
 }
 
 

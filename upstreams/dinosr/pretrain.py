@@ -93,7 +93,8 @@ TRAIN_PRESETS: dict[str, PretrainConfig] = {
     "dinosr_tiny": tiny(_BASE),
     "dinosr_base": _BASE,
 }
-"""Base: 16 GPUs with 63 minutes of audio together, crops as long as the shortest of a batch, gradients not clipped."""
+"""Base: 16 GPUs with 63 minutes of audio together, crops as long as the shortest of a batch, gradients not clipped. The
+last rate is that of the code's settings, a hundredth of the highest; the paper has a tenth."""
 
 
 class DinoSRPretraining(SelfDistillation):

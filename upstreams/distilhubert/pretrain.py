@@ -60,7 +60,8 @@ TRAIN_PRESETS: dict[str, PretrainConfig] = {
         clip_norm=5.0,
     )
 }
-"""24 utterances of at most 15.6 seconds per step, on one GPU."""
+"""24 utterances of at most 15.6 seconds per step, on one GPU. The weight decay is S3PRL's setting; its optimiser
+(`get_AdamW_with_schedule`) overrides it with 0.01 for all but biases."""
 
 
 class DistilHubertPretraining(Objective):

@@ -41,7 +41,7 @@ _TRAIN = PretrainConfig(
     batch_seconds=481.0,
     max_batch=32,
     batches_per_step=1,
-    min_seconds=0.5,
+    min_seconds=2.0,
     max_seconds=15.015,
     learning_rate=1e-3,
     beta2=0.999,
@@ -56,7 +56,9 @@ _TRAIN = PretrainConfig(
 config_runner."""
 
 TRAIN_PRESETS: dict[str, PretrainConfig] = {
-    name: replace(_TRAIN, steps=325_000) if name.endswith("_360h") else _TRAIN for name in PRESETS
+    "npc_tiny": replace(_TRAIN, min_seconds=0.5),
+    "npc_base": _TRAIN,
+    "npc_360h": replace(_TRAIN, steps=325_000),
 }
 
 

@@ -29,8 +29,9 @@ def _mixing() -> MixingConfig:
 class UniSpeechSatPretrainConfig(MaskedPredictionConfig):
     """The objective; the defaults are those of UniSpeech's `unispeech_sat.py` and its data set.
 
-    The weights of the terms are not in the published code; they are 1, as the paper's sum of both losses, and for the
-    diversity that of wav2vec 2.0.
+    Two are choices: that code quantizes only where it is told to, as the paper does, and its task mixes half of the
+    utterances unless told otherwise, its data set a fifth. The weights of the terms are not in the published code; they
+    are 1, as the paper's sum of both losses, and for the diversity that of wav2vec 2.0.
 
     Paper: Chen et al. 2022, sec. 3, arXiv:2110.05752.
     """

@@ -1,6 +1,6 @@
 """Shapes of the vq-wav2vec models.
 
-Paper: Baevski et al. 2019, sec. 3 and 5.1, arXiv:1910.05453.
+Paper: Baevski et al. 2019, sec. 3 and 5.2, arXiv:1910.05453.
 """
 
 from dataclasses import dataclass, replace

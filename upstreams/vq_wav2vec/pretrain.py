@@ -27,7 +27,7 @@ FEWEST_CODES = 1.5
 class VqWav2VecPretrainConfig:
     """The objective; the defaults are those of the command in fairseq's examples/wav2vec.
 
-    Paper: Baevski et al. 2019, sec. 3 and 5.1, arXiv:1910.05453, which predicts 8 steps where the command has 12. The
+    Paper: Baevski et al. 2019, sec. 3 and 5.2, arXiv:1910.05453, which predicts 8 steps where the command has 12. The
     quantizer's own settings are in the model's config.
     """
 
@@ -68,7 +68,7 @@ _PUBLISHED = PretrainConfig(
     clip_norm=25.0,  # fairseq's default then
 )
 TRAIN_PRESETS: dict[str, PretrainConfig] = {"vq_wav2vec_gumbel": _PUBLISHED, "vq_wav2vec_kmeans": _PUBLISHED}
-"""fairseq's command; the paper has 8 GPUs and 500 updates of warm-up, at the same rate."""
+"""fairseq's command; the paper has 8 GPUs, 500 updates of warm-up and wav2vec's rate of 5e-3."""
 
 
 class VqWav2VecPretraining(Objective):

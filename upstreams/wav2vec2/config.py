@@ -15,19 +15,9 @@ class Wav2Vec2Config(ContextualConfig):
     """A wav2vec 2.0 model; the defaults are the published base model."""
 
 
-_LARGE = Wav2Vec2Config(
-    feature_grad_mult=1.0,
-    width=1024,
-    depth=24,
-    heads=16,
-    ffn_width=4096,
-    dropout=0.0,
-    attention_dropout=0.0,
-    input_dropout=0.0,
-    layerdrop=0.0,
-)
+_LARGE = Wav2Vec2Config(width=1024, depth=24, heads=16, ffn_width=4096, layerdrop=0.2)
 _LV60 = large(Wav2Vec2Config(conv_bias=True))
-_1B = replace(_LV60, width=1280, depth=48, ffn_width=5120)
+_1B = replace(_LV60, width=1280, depth=48, ffn_width=5120, input_dropout=0.1)
 _1B_ADAPTED = replace(_1B, adapter_width=16)
 
 PRESETS: dict[str, Wav2Vec2Config] = {

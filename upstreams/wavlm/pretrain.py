@@ -15,11 +15,10 @@ def _mixing() -> MixingConfig:
 
 @dataclass(frozen=True)
 class WavLMPretrainConfig(MaskedPredictionConfig):
-    """The objective; the defaults are those of the base model.
+    """The objective; the defaults are those of base+, and of large but for `final_dim`.
 
-    A fifth of the utterances is mixed, as UniSpeech's `utterance_mixing_dataset.py` has it, at its energy ratios. How
-    much of that is noise the authors' code leaves open (an option, 0); a tenth is our choice, and takes effect only
-    where noise is given.
+    A fifth of the utterances is mixed, as UniSpeech's `utterance_mixing_dataset.py` has it, at its energy ratios. A
+    tenth of that is noise, where noise is given; for the base model, none.
 
     Paper: Chen et al. 2022, sec. IV-B and V-A, arXiv:2110.13900.
     """
@@ -30,16 +29,16 @@ class WavLMPretrainConfig(MaskedPredictionConfig):
 
 PRETRAIN_PRESETS: dict[str, WavLMPretrainConfig] = {
     "wavlm_tiny": WavLMPretrainConfig(label_init="unit"),
-    "wavlm_base": WavLMPretrainConfig(),
+    "wavlm_base": WavLMPretrainConfig(mixing=MixingConfig(prob=0.2)),
     "wavlm_base_plus": WavLMPretrainConfig(),
     "wavlm_large": WavLMPretrainConfig(final_dim=768),
 }
 
-BASE = PretrainConfig(steps=400_000, warmup=0.08)
+BASE = PretrainConfig(steps=400_000, batch_seconds=350.0, warmup=0.08)
 
 TRAIN_PRESETS: dict[str, PretrainConfig] = {
     "wavlm_base": BASE,
-    "wavlm_base_plus": replace(BASE, steps=1_000_000, batch_seconds=200.0, warmup=0.032),
+    "wavlm_base_plus": replace(BASE, steps=1_000_000, warmup=0.032),
     "wavlm_large": replace(
         BASE,
         steps=700_000,
@@ -50,7 +49,8 @@ TRAIN_PRESETS: dict[str, PretrainConfig] = {
         clip_norm=1.0,
     ),
 }
-"""Of the second iteration of each, with HuBERT's learning rates; the rate rises for 32,000 steps."""
+"""Of the second iteration of each, with HuBERT's learning rates; the rate rises for 32,000 steps. Base: 350 s on each
+of 32 GPUs, or 187 minutes, as DinoSR's authors count it. Large's batch is from memory of the paper."""
 
 
 class WavLMPretraining(MaskedPredictionObjective):
