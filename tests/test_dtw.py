@@ -34,7 +34,7 @@ STEPS = {
 
 def slow_distance(costs: NDArray[np.float64], settings: WarpSettings) -> float:
     """The definition: the cheapest way to the end, one cell at a time, divided as the pattern says."""
-    n, m = costs.shape
+    n, m = map(int, costs.shape)
     if settings.minmax:
         low, high = costs.min(1, keepdims=True), costs.max(1, keepdims=True)
         costs = (costs - low) / np.clip(high - low, 1e-9, np.inf)
@@ -48,8 +48,8 @@ def slow_distance(costs: NDArray[np.float64], settings: WarpSettings) -> float:
         before = [reach(i - a, j - b) + w * cost for (a, b), w in STEPS[settings.step_pattern].items()]
         return min([*before, cost] if begins else before)
 
-    total: float = min(reach(n - 1, j) for j in range(m)) if settings.open_ends else reach(n - 1, m - 1)
-    return float(total) / {"asymmetric": n, "symmetric1": 1, "symmetric2": n + m}[settings.step_pattern]
+    total = min(reach(n - 1, j) for j in range(m)) if settings.open_ends else reach(n - 1, m - 1)
+    return total / {"asymmetric": n, "symmetric1": 1, "symmetric2": n + m}[settings.step_pattern]
 
 
 def superb_distance(query: Tensor, document: Tensor) -> float:
@@ -170,6 +170,8 @@ def test_half_precision_is_computed_in_single_and_double_stays_double() -> None:
     assert torch.equal(half, rounded)
     double = search_distances([q.double() for q in queries], [d.double() for d in documents])
     assert float(double[0, 0, 0]) == pytest.approx(superb_distance(queries[0][0], documents[0][0]), abs=1e-7)
+    mixed = search_distances([q.double() for q in queries], documents)
+    torch.testing.assert_close(mixed, double, rtol=0, atol=1e-6)
 
 
 def test_frame_distances_are_those_of_scipy() -> None:

@@ -44,7 +44,8 @@ MILD = OperatingPoint(p_target=0.2, cost_miss=2.0)  # beta 2: with QUESST's 12.5
 def trials(seed: int, queries: int, documents: int, *, share: float = 0.2, gap: float = 1.0) -> tuple[Floats, Booleans]:
     rng = np.random.default_rng(seed)
     truth = rng.random((queries, documents)) < share
-    return np.round(rng.normal(size=truth.shape) + gap * truth, 1), truth  # rounded: many ties
+    scores: Floats = rng.normal(size=truth.shape) + gap * truth.astype(np.float64)
+    return scores.round(1), truth  # rounded: many ties
 
 
 def slow_value(accepted: Booleans, truth: Booleans, point: OperatingPoint) -> float:
@@ -240,9 +241,8 @@ def test_a_million_trials_take_seconds() -> None:
         (r"scores\[1, 2\] = nan", lambda s, t: max_term_weighted_value(np.where(s == s[1, 2], math.nan, s), t)),
         ("one shape", lambda s, t: normalised_cross_entropy(s[:2], t)),
         ("No query occurs", lambda s, t: term_weighted_value(t, np.zeros_like(t))),
-        ("calibration", lambda s, t: min_normalised_cross_entropy(s, t, calibration="platt"))(  # type: ignore[arg-type],
-            "p_target", lambda s, t: OperatingPoint(p_target=1.0)
-        ),
+        ("calibration", lambda s, t: min_normalised_cross_entropy(s, t, calibration=str(s))),  # type: ignore[arg-type]
+        ("p_target", lambda s, t: OperatingPoint(p_target=1.0)),
         ("costs", lambda s, t: OperatingPoint(cost_miss=0.0)),
     ],
 )

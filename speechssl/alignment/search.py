@@ -109,11 +109,10 @@ def _compare(
         + [side[None, :].expand(shape).flatten() for side in sides[1]],
         dim=1,
     )  # (queries * documents, 4)
-    out = torch.empty(queries.frames.shape[1], documents.frames.shape[1], dtype=queries.frames.dtype).to(
-        documents.frames
-    )
+    frames = documents.frames.to(queries.frames.dtype)
+    out = frames.new_empty(queries.frames.shape[1], frames.shape[1])
     found = []
-    for query, document in zip(queries.frames, documents.frames, strict=True):
+    for query, document in zip(queries.frames, frames, strict=True):
         block = prepared_distances(query, document, distance=settings.distance, out=out)
         found.append(warp_block(block, pairs, settings=settings.warp, backend=backend, pool=pool).view(shape))
     return torch.stack(found)
