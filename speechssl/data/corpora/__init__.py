@@ -1,0 +1,1 @@
+"""Published corpora, one module each: the module is the registration (see `base`)."""

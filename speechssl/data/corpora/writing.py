@@ -1,0 +1,179 @@
+"""Writes the manifests and lists of a corpus, line by line, so that there may be millions."""
+
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speechssl.audio import stretch
+from speechssl.data.corpora.base import Item
+from speechssl.errors import ManifestError
+from speechssl.files import replacing
+
+
+@dataclass(frozen=True)
+class Length:
+    """What a header says."""
+
+    samples: int
+    sample_rate: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the manifests hold."""
+
+    fingerprint: str
+    """Hash of the cuts, without the folder of the audio: equal corpora, equal fingerprint."""
+    hashes: Mapping[str, str]
+    """Split -> SHA-256 of its manifest's bytes."""
+    splits: Mapping[str, Mapping[str, Any]]
+
+
+def write_manifests(
+    root: Path, splits: Mapping[str, Sequence[Item]], lengths: Mapping[str, Length], source: Path
+) -> Written:
+    """Writes manifests/<split>.jsonl.gz of the items whose files are all in `lengths`.
+
+    Raises:
+        ManifestError: a split without any, or two items of one with the same id.
+    """
+    folder = root / "manifests"
+    for old in folder.glob("*.jsonl.gz"):
+        old.unlink()
+    digest = hashlib.sha256()
+    hashes, summaries = {}, {}
+    for split, items in splits.items():
+        path = folder / f"{split}.jsonl.gz"
+        digest.update(f"{split}\n".encode())
+        tally = _Tally()
+        # no time stamp and no name in the archive: equal corpora, equal files
+        with (
+            replacing(path) as partial,
+            partial.open("wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as file,
+        ):
+            for cut in (c for item in items if is_whole(item, lengths) for c in _cuts(item, lengths[item.path])):
+                tally.add(cut)
+                line = json.dumps(cut, ensure_ascii=False, sort_keys=True) + "\n"
+                digest.update(relative(line, source).encode())
+                file.write(line.encode())
+        if not tally.utterances:
+            raise ManifestError(f"No utterance of '{split}' is left below {source}: see --audit for what is missing.")
+        hashes[split], summaries[split] = hash_file(path), tally.summary()
+    return Written(digest.hexdigest(), hashes, summaries)
+
+
+def is_whole(item: Item, lengths: Mapping[str, Length]) -> bool:
+    """Whether all files of an item can be used."""
+    return all(path in lengths for path in item.files())
+
+
+def _cuts(item: Item, length: Length) -> Iterator[dict[str, Any]]:
+    """The item as Lhotse's MonoCut in JSON: one, or one per piece."""
+    first, count = stretch(Path(item.path), item.start, item.duration, length.sample_rate, length.samples)
+    size = count if item.pieces is None else round(item.pieces * length.sample_rate)
+    for number in range(count // size):
+        name = item.id if item.pieces is None else f"{item.id}-{number:03d}"
+        yield _cut(name, item, length, first + number * size, size)
+
+
+def _cut(name: str, item: Item, length: Length, first: int, count: int) -> dict[str, Any]:
+    rate = length.sample_rate
+    own = {key: item.labels[key] for key in ("text", "speaker", "language", "gender") if key in item.labels}
+    custom = {key: value for key, value in item.labels.items() if key not in own}
+    supervision = {
+        "id": name,
+        "recording_id": item.id,
+        "start": 0.0,
+        "duration": count / rate,
+        "channel": 0,
+        **own,
+        **({"custom": custom} if custom else {}),
+    }
+    recording = {
+        "id": item.id,
+        "sources": [{"type": "file", "channels": [0], "source": item.path}],
+        "sampling_rate": rate,
+        "num_samples": length.samples,
+        "duration": length.samples / rate,
+        "channel_ids": [0],
+    }
+    return {
+        "type": "MonoCut",
+        "id": name,
+        "start": first / rate,
+        "duration": count / rate,
+        "channel": 0,
+        "supervisions": [supervision],
+        "recording": recording,
+    }
+
+
+class _Tally:
+    """Counts a split while it is written."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self.seconds = 0.0
+        self.transcribed = 0
+        self.speakers: set[str] = set()
+        self.languages: set[str] = set()
+        self.labels: set[str] = set()
+
+    @property
+    def utterances(self) -> int:
+        return len(self.seen)
+
+    def add(self, cut: Mapping[str, Any]) -> None:
+        if cut["id"] in self.seen:
+            raise ManifestError(f"Two utterances have the id '{cut['id']}': ids must be unique within a split.")
+        self.seen.add(cut["id"])
+        supervision = cut["supervisions"][0]
+        self.seconds += cut["duration"]
+        self.transcribed += bool(str(supervision.get("text", "")).strip())
+        self.speakers |= {str(supervision[key]) for key in ("speaker",) if key in supervision}
+        self.languages |= {str(supervision[key]) for key in ("language",) if key in supervision}
+        self.labels |= {*supervision, *supervision.get("custom", {})}
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "hours": round(self.seconds / 3600, 4),
+            "utterances": self.utterances,
+            "speakers": len(self.speakers),
+            "languages": len(self.languages),
+            "transcribed": self.transcribed,
+            "labels": sorted(self.labels - {"id", "recording_id", "start", "duration", "channel", "custom"}),
+        }
+
+
+def write_lists(root: Path, files: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Writes lists/<name>.txt; name -> path below the corpus folder."""
+    for old in (root / "lists").glob("*.txt"):
+        old.unlink()
+    paths = {}
+    for name, lines in files.items():
+        path = root / "lists" / f"{name}.txt"
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        paths[name] = f"lists/{name}.txt"
+    return paths
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def relative(text: str, source: Path) -> str:
+    """A path or a JSON line without the folder of the corpus, so that equal corpora in two places are alike."""
+    return text.replace(f"{source}{os.sep}", "")
