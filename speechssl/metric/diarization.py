@@ -4,9 +4,8 @@ Conventions
 -----------
 Segments are those of :mod:`speechssl.metric.segments`. Speakers may overlap one another. Segments of one speaker that
 overlap are one segment; segments that only touch stay two. Nothing is rounded to frames: time is cut at every boundary
-of a segment, region or collar, and between two cuts nothing changes. A speaker's name
-means nothing outside of its recording. Rates are fractions of the scored reference speech, which counts a second in
-which two speak as two, and so may exceed 1.
+of a segment, region or collar, and between two cuts nothing changes. Rates are fractions of the scored reference
+speech, which counts a second in which two speak as two, and so may exceed 1.
 
 Metrics
 -------
@@ -17,10 +16,11 @@ Metrics
 
 Each recording's speakers are mapped one to one so that they speak together for the longest time. As NIST's script does,
 this is decided on all of the evaluated time, before collars and overlaps are taken away. A collar of c seconds takes
-away c on *both* sides of each boundary of a reference segment (pyannote.metrics calls that a collar of 2 c).
+away c on *both* sides of each boundary of a reference segment (pyannote.metrics calls that a collar of 2 c, and maps
+speakers only after it has taken time away, so that its confusions may be fewer).
 
 Defaults are SUPERB's: no collar, overlap scored (S3PRL `downstream/diarization/score.sh`, which calls dscore).
-Paper: NIST 2009 Rich Transcription evaluation plan, sec. 6.1, and its `md-eval-22.pl` (`score_speaker_diarization`,
+Paper: NIST 2009 Rich Transcription evaluation plan, and its `md-eval-22.pl` (`score_speaker_diarization`,
 `add_collars_to_uem`, `exclude_overlapping_speech_from_uem`); for JER, Ryant et al. 2019 (second DIHARD challenge),
 arXiv:1906.07839, and dscore `scorelib/metrics.py`.
 """
@@ -76,6 +76,10 @@ class DiarizationErrors:
 
     def rates_by(self, groups: Sequence[str], *, seed: int = 0) -> dict[str, MetricValue]:
         """The pooled rate of each group of recordings; `groups` has one entry per recording."""
+        if len(groups) != len(self.recordings):
+            raise SpeechsslError(
+                f"`groups` must have one entry per recording, but have {len(groups)} for {len(self.recordings)}."
+            )
         rows: dict[str, list[int]] = {}
         for row, group in enumerate(groups):
             rows.setdefault(group, []).append(row)

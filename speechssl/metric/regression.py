@@ -19,8 +19,8 @@ Metrics
 A hypothesis that is the same for all has no order, and so a correlation of 0 without an interval; references that are
 all the same are refused.
 
-The measures and both levels are those of Huang et al. 2022 (VoiceMOS challenge), arXiv:2203.11389, where the Spearman
-correlation of systems is the main one; definitions as `scipy.stats.{pearsonr,spearmanr,kendalltau}`.
+The measures and both levels are those of Huang et al. 2022 (VoiceMOS challenge), arXiv:2203.11389; definitions as
+`scipy.stats.{pearsonr,spearmanr,kendalltau}`.
 
 Intervals are 95 % bootstrap intervals over utterances (or over `groups` such as listeners or speakers), and over
 systems. A replicate is a weighting of the pairs, so that all replicates are computed at once.
