@@ -76,7 +76,7 @@ def speech_commands(root: Path) -> Path:
     speakers = [hashlib.sha1(bytes([k])).hexdigest()[:8] for k in range(60)]
     lists: dict[str, list[str]] = {"validation_list.txt": [], "testing_list.txt": []}
     for word in SPEECH_COMMANDS_WORDS:
-        for speaker in speakers[:: 1 if word == "go" else 3]:
+        for speaker in speakers[:: 1 if word == "go" else 5]:
             file = f"{speaker}_nohash_0.wav"
             share = s3prl_share(file)
             if word == "go" and share >= 20:
@@ -143,7 +143,7 @@ def fluent_speech_commands(root: Path) -> Path:
     return root
 
 
-EMOTIONS = ("neu", "exc", "ang", "sad", "hap", "fru", "xxx", "neu", "sad", "ang")
+EMOTIONS = ("neu", "exc", "ang", "sad", "hap", "fru", "xxx")
 
 
 def iemocap(root: Path) -> Path:
@@ -170,6 +170,8 @@ SNIPS_VOICES = (
     *("Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Matthew", "Salli"),
     *("Aditi", "Amy", "Geraint", "Nicole", "Brian", "Emma", "Raveena", "Russell"),
 )
+SNIPS_FOLDERS = ("train",) * 8 + ("valid",) * 4 + ("test",) * 4
+"""Where SUPERB takes each voice from; the other two thirds of the audio are never looked for."""
 SNIPS_SENTENCES = (
     ("BOS LISTEN TO WESTBAM ALBUM ALLERGIC ON GOOGLE MUSIC EOS", "O O O artist O album O service service PlayMusic"),
     ("BOS ADD ÓLAFUR ARNALDS . EOS", "O O artist artist artist AddToPlaylist"),
@@ -178,14 +180,15 @@ SNIPS_SENTENCES = (
 
 
 def audio_snips(root: Path) -> Path:
-    """Every voice says three sentences in each folder, as the real corpus has it."""
+    """Every voice says three sentences, in each split by the list, as the real corpus has it."""
     root = root / "SNIPS"
     lines = []
     for split in ("train", "valid", "test"):
         for voice in SNIPS_VOICES:
             for number, (words, tags) in enumerate(SNIPS_SENTENCES):
                 name = f"{voice}-snips-{split}-{number}"
-                put_audio(root / split / f"{name}.wav")
+                if split == SNIPS_FOLDERS[SNIPS_VOICES.index(voice)]:
+                    put_audio(root / split / f"{name}.wav")
                 lines.append(f"{name} {words}\t{tags}")
     put_list(root / "all.iob.snips.txt", lines, bom=True, end="\r\n")
     put_list(root / "slots.txt", ["O", "album", "artist", "genre", "service"])
@@ -301,10 +304,38 @@ def common_voice(root: Path) -> Path:
     return root
 
 
+def lhotse_manifests(root: Path) -> Path:
+    """Recordings with two supervisions each, and cuts of the test; paths start from the manifests."""
+    from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment, SupervisionSet
+
+    for split in ("train", "valid", "test"):
+        recordings, supervisions = [], []
+        for number in range(2):
+            path = put_audio(root / "wavs" / f"{split}{number}.wav", 16_000)
+            recording = Recording.from_file(path, recording_id=f"{split}{number}")
+            recording.sources[0].source = str(path.relative_to(root))
+            recordings.append(recording)
+            for part in range(2):
+                supervisions.append(
+                    SupervisionSegment(
+                        f"{split}{number}-{part}", recording.id, 0.5 * part, 0.5, text="sip", speaker=f"p{number}",
+                        language="cs", custom={"stress": part},
+                    )
+                )  # fmt: skip
+        parts = RecordingSet.from_recordings(recordings), SupervisionSet.from_segments(supervisions)
+        if split == "test":
+            CutSet.from_manifests(*parts).trim_to_supervisions().to_file(root / "toy_cuts_test.jsonl.gz")
+        else:
+            parts[0].to_file(root / f"toy_recordings_{split}.jsonl.gz")
+            parts[1].to_file(root / f"toy_supervisions_{split}.jsonl.gz")
+    return root
+
+
 TREES = {
     function.__name__: function
     for function in (
         *(audio_snips, common_voice, fluent_speech_commands, iemocap, libri2mix_diarization, libri2mix_separation),
+        lhotse_manifests,
         *(librispeech, quesst14, speech_commands, voicebank_demand, voxceleb1),
     )
 }

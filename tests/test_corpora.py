@@ -24,6 +24,11 @@ NAMES = sorted(TREES)
 LISTS = (".txt", ".csv", ".tsv", ".lst", ".rttm", ".scp", "segments", "utt2spk")
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda file: None)
+
+
 @pytest.fixture(params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -84,7 +89,7 @@ def test_manifests_say_what_the_files_are(name, tree, tmp_path):
             length = soundfile.info(utterance.path)
             end = utterance.start + (utterance.duration or 0)
             assert Path(utterance.path).is_absolute() and 0 < end <= length.duration + 1e-9
-            if utterance.start == 0 and "keyword" not in utterance.labels:
+            if name not in ("lhotse_manifests", "speech_commands"):  # which have parts of files
                 assert utterance.duration == pytest.approx(length.duration, abs=1e-9)
         assert len(open_source(tmp_path / "out", split).index) == len(utterances)
 
@@ -129,10 +134,12 @@ def test_equal_corpora_in_two_places_have_one_fingerprint(name, tree, tmp_path):
 def test_a_missing_file_is_counted_named_refused_or_left_out(name, tree, tmp_path):
     path = a_file(name, tree)
     before = {row.what: row.found for row in audit(name, tree)}
+    lost = sum(item.path == str(path) for item in reading_of(name, tree).splits["dev"])
     path.unlink()
     rows = {row.what: row for row in audit(name, tree)}
     row = rows["dev: utterances"]
-    assert row.fault and row.found == before["dev: utterances"] - 1 and row.examples[0].endswith(path.name)
+    assert row.fault and row.found == before["dev: utterances"] - lost
+    assert len(row.examples) == 1 and row.examples[0].endswith(path.name)
     with pytest.raises(ManifestError, match=rf"1 audio files .* missing below .*{path.name}: fetch.*--skip-bad"):
         prepare_corpus(name, tree, tmp_path / "out")
     assert not (tmp_path / "out" / "corpus.json").exists()

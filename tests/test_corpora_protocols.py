@@ -22,6 +22,11 @@ from speechssl.errors import ConfigError, ManifestError
 from speechssl.types import Utterance
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda file: None)
+
+
 def prepared(name: str, source: Path, out: Path, **settings: object) -> dict[str, list[Utterance]]:
     yaml = None
     if settings:
@@ -442,6 +447,31 @@ def test_languages_are_chosen_and_those_without_training_noted(tmp_path):
     assert {split: len(items) for split, items in alone.splits.items()} == {"train": 3, "dev": 3, "test": 3}
     with pytest.raises(ManifestError, match=r"no language 'cz'. Did you mean 'c[sy]'"):
         prepared("common_voice", source, tmp_path / "cz", languages="[cz]")
+
+
+# Manifests of Lhotse
+
+
+def test_what_supervisions_say_becomes_labels(tmp_path):
+    source = trees.lhotse_manifests(tmp_path / "s")
+    ours = prepared("lhotse_manifests", source, tmp_path / "out")
+    assert {split: len(utterances) for split, utterances in ours.items()} == {"train": 4, "dev": 4, "test": 4}
+    found = {u.id: u for u in ours["dev"]}
+    second = found["valid1-1"]
+    assert (second.start, second.duration, Path(second.path)) == (0.5, 0.5, source / "wavs/valid1.wav")
+    assert second.labels == {"text": "sip", "speaker": "p1", "language": "cs", "stress": 1}
+    assert {(u.start, u.labels["stress"]) for u in ours["test"]} == {(0.0, 0), (0.5, 1)}
+
+
+def test_splits_of_manifests_are_renamed_and_put_together(tmp_path):
+    source = trees.lhotse_manifests(tmp_path / "s")
+    ours = prepared("lhotse_manifests", source, tmp_path / "out", splits="{valid: train}")
+    assert {split: len(utterances) for split, utterances in ours.items()} == {"train": 8, "test": 4}
+    with pytest.raises(ManifestError, match=r"no manifest of a split 'vallid'. Did you mean 'valid'"):
+        prepared("lhotse_manifests", source, tmp_path / "other", splits="{vallid: dev}")
+    (source / "toy_cuts_test.jsonl.gz").rename(source / "other_cuts_train.jsonl.gz")
+    with pytest.raises(ManifestError, match="holds manifests of 'toy' and of 'other'"):
+        audit("lhotse_manifests", source)
 
 
 def test_settings_that_are_none_are_an_empty_dataclass():

@@ -116,6 +116,7 @@ def _prepare_published(
     corpus: str, origin: Path, folder: Path, *, config: Path | None, skip_bad: bool, workers: int
 ) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from speechssl.data.corpora.prepare import prepare_corpus
@@ -125,7 +126,7 @@ def _prepare_published(
     if info["files"] or info["notes"]:
         table = Table("", "", title="also")
         for name, path in info["files"].items():
-            table.add_row(name, str(folder / path))
+            table.add_row(name, escape(str(folder / path)))
         for what, count in info["notes"].items():
             table.add_row(what, str(count))
         Console().print(table)
