@@ -136,7 +136,7 @@ def _ratio(dot: Tensor, reference_energy: Tensor, estimate_energy: Tensor) -> Te
     """dB from inner products and energies, shapes that broadcast."""
     explained = dot.square() / (reference_energy * estimate_energy)
     # A silent estimate has no share of anything: 0 / 0 becomes the least that there is.
-    explained = torch.where(estimate_energy > 0, explained, 0.0).clamp(max=1.0)
+    explained = torch.where(estimate_energy > 0, explained, 0.0)
     return 10.0 * torch.log10((explained + EPSILON) / (1.0 - explained + EPSILON))
 
 
