@@ -153,9 +153,7 @@ def test_an_unreadable_file_is_named_refused_or_left_out_and_taken_when_mended(n
     path = a_file(name, tree)
     whole = path.read_bytes()
     path.write_bytes(b"")
-    with pytest.raises(
-        ManifestError, match=rf"1 audio files .*{path.name} (is an empty file|holds no samples).*--skip-bad"
-    ):
+    with pytest.raises(ManifestError, match=rf"1 audio files .*{path.name} is an empty file.*--skip-bad"):
         prepare_corpus(name, tree, tmp_path / "out")
     info = prepare_corpus(name, tree, tmp_path / "out", skip_bad=True)
     assert info["sources"][0]["skipped"]["unreadable"] == 1
@@ -292,7 +290,7 @@ def test_segments_and_pieces_of_long_files_become_cuts(tmp_path, monkeypatch):
     assert found == {"whole": (0.0, 2.5), "part": (0.5, 1.25), "cut-000": (0.25, 1.0), "cut-001": (1.25, 1.0)}
     assert info["sources"][0]["hours"] == pytest.approx(2.5 / 3600, abs=1e-4)
     monkeypatch.setattr(module, "read", lambda s, c: Reading({"test": [dataclasses.replace(items[1], duration=9.0)]}))
-    with pytest.raises(ManifestError, match=r"should be read up to 9\.50 s"):
+    with pytest.raises(ManifestError, match=r"long.wav is 2\.50 s long, but 'part' should be 0\.50 s to 9\.50 s of it"):
         prepare_corpus("quesst14", tmp_path, tmp_path / "too_long")
 
 

@@ -54,7 +54,9 @@ def audit_rows(reading: Reading, missing: Mapping[str, Sequence[str]]) -> list[R
         lost = missing.get(split, ())
         found = len(items) - len(lost)
         expected = max(len(items), 0 if count is None else count.utterances)
-        rows.append(Row(f"{split}: utterances", expected, found, tuple(dict.fromkeys(lost))[:EXAMPLES], found < expected))
+        rows.append(
+            Row(f"{split}: utterances", expected, found, tuple(dict.fromkeys(lost))[:EXAMPLES], found < expected)
+        )
         for label, values in ({} if count is None else count.distinct).items():
             known = {str(item.labels[label]) for item in items if label in item.labels}
             rows.append(Row(f"{split}: values of '{label}'", values, len(known), (), len(known) < values))

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechssl.audio import audio_info, stretch
 from speechssl.config import to_dict
 from speechssl.data.corpora.audit import Row, audit_rows, find_missing, settings_of
 from speechssl.data.corpora.base import CorpusModule, Item, Reading, corpus_module
-from speechssl.data.corpora.writing import Length, hash_file, is_whole, relative, write_lists, write_manifests
+from speechssl.data.corpora.writing import Length, hash_file, is_whole, relative, stretch, write_lists, write_manifests
 from speechssl.data.corpus import FORMAT
-from speechssl.errors import AudioError, ManifestError
+from speechssl.errors import ManifestError
 from speechssl.files import replacing
 from speechssl.progress import progress
 
@@ -196,19 +195,23 @@ def _headers(paths: Sequence[str]) -> list[Length | str]:
 
 
 def _header(path: str) -> Length | str:
+    import soundfile
+
+    if not Path(path).stat().st_size:
+        return f"{path} is an empty file of 0 bytes."
     try:
-        info = audio_info(path)
-    except (AudioError, OSError) as error:
-        return str(error)
-    return Length(info.frames, info.sample_rate)
+        info = soundfile.info(path)
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: soundfile takes .raw for headerless samples
+        return f"{path} can't be read as audio ({' '.join(str(error).split()).rstrip('.')})."
+    return Length(info.frames, info.samplerate) if info.frames > 0 else f"{path} holds no samples."
 
 
 def _unfit(item: Item, lengths: Mapping[str, Length]) -> str:
     """Why a file does not hold what its lists say; '' = it does."""
     own = lengths[item.path]
     try:
-        stretch(Path(item.path), item.start, item.duration, own.sample_rate, own.samples)
-    except AudioError as error:
+        stretch(item, own)
+    except ManifestError as error:
         return str(error)
     for partner in item.partners:
         other = lengths.get(partner)

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechssl.audio import stretch
 from speechssl.data.corpora.base import Item
 from speechssl.errors import ManifestError
 from speechssl.files import replacing
+
+ROUNDING = 0.1
+"""Seconds by which a stretch may pass the end of its file: lists round, decoders trim."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,23 @@ def write_manifests(
     return Written(digest.hexdigest(), hashes, summaries)
 
 
+def stretch(item: Item, length: Length) -> tuple[int, int]:
+    """The first sample of an item and how many it has.
+
+    Raises:
+        ManifestError: it passes the end of the file by more than lists round.
+    """
+    rate = length.sample_rate
+    first = round(item.start * rate)
+    wanted = length.samples - first if item.duration is None else round(item.duration * rate)
+    if wanted < 1 or first >= length.samples or first + wanted > length.samples + ROUNDING * rate:
+        raise ManifestError(
+            f"{item.path} is {length.samples / rate:.2f} s long, but '{item.id}' should be {item.start:.2f} s to "
+            f"{item.start + wanted / rate:.2f} s of it."
+        )
+    return first, min(wanted, length.samples - first)
+
+
 def is_whole(item: Item, lengths: Mapping[str, Length]) -> bool:
     """Whether all files of an item can be used."""
     return all(path in lengths for path in item.files())
@@ -75,7 +94,7 @@ def is_whole(item: Item, lengths: Mapping[str, Length]) -> bool:
 
 def _cuts(item: Item, length: Length) -> Iterator[dict[str, Any]]:
     """The item as Lhotse's MonoCut in JSON: one, or one per piece."""
-    first, count = stretch(Path(item.path), item.start, item.duration, length.sample_rate, length.samples)
+    first, count = stretch(item, length)
     size = count if item.pieces is None else round(item.pieces * length.sample_rate)
     for number in range(count // size):
         name = item.id if item.pieces is None else f"{item.id}-{number:03d}"
