@@ -123,7 +123,7 @@ def fluent_speech_commands(root: Path) -> Path:
     for split, speaker in (("train", "2BqVo8kVB2Skwgyb"), ("valid", "4BrX8aDqK2cLZRYl"), ("test", "7B4XmNppyrCK977p")):
         lines = [",path,speakerId,transcription,action,object,location"]
         said = [
-            ('"Lights off, please"', "deactivate", "lights", "none"),
+            ('"Lights off, please"', "deactivate", "lights", "washroom"),
             ("Heat up", "increase", "heat", "none"),
             ("", "increase", "volume", "none"),
             (
@@ -176,6 +176,7 @@ SNIPS_SENTENCES = (
     ("BOS LISTEN TO WESTBAM ALBUM ALLERGIC ON GOOGLE MUSIC EOS", "O O O artist O album O service service PlayMusic"),
     ("BOS ADD ÓLAFUR ARNALDS . EOS", "O O artist artist artist AddToPlaylist"),
     ("BOS R & B EOS", "O genre genre genre PlayMusic"),
+    ('BOS PLAY " ONE EOS', "O O track PlayMusic"),
 )
 
 

@@ -290,6 +290,7 @@ def test_slots_are_tagged_as_s3prl_spells_them(tmp_path):
     assert said["0"]["text"] == "LISTEN TO WESTBAM ALBUM ALLERGIC ON GOOGLE MUSIC"
     assert said["1"]["slots"] == "ADD B-artist OLAFUR ARNALDS E-artist"  # the full stop takes its tag along
     assert said["2"]["slots"] == "B-genre R AND B E-genre"
+    assert said["3"]["slots"] == "PLAY B-track ONE E-track"  # the quotation mark has no tag of its own
     assert [said[k]["intent"] for k in "012"] == ["PlayMusic", "AddToPlaylist", "PlayMusic"]
 
 

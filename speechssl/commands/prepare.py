@@ -26,7 +26,10 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     audit: Annotated[
         bool, typer.Option("--audit", help="Only count what is missing below --from, and write nothing.")
     ] = False,
-    config: Annotated[Path | None, typer.Option(help="YAML file: of the demo which sources, hours of each.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file: which sources of the demo, or the corpus's settings (docs/corpora.md)."),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Of the demo, every source, without limit of hours.")] = False,
     source: Annotated[
         Literal["debian", "synthetic"] | None,

@@ -97,10 +97,12 @@ def _read(root: Path, suffix: str) -> Iterator[tuple[str, Item]]:
     split_of = {folder: split for split, folder in FOLDERS.items()}
     for where, line in read_lines(root / "all.iob.snips.txt"):
         sentence, _, annotation = line.strip().partition("\t")
-        name, *words = sentence.split(" ")
-        tags = annotation.split(" ")
+        name, _, sentence = sentence.partition(" ")
+        tags = annotation.split()
+        # most words have a tag as they stand, the others once they are plain
+        words = next((w for w in (sentence.split(), _simplify(sentence).split()) if len(w) == len(tags)), [])
         parts = name.split("-")
-        if len(parts) != 4 or parts[2] not in split_of or len(words) != len(tags) or len(words) < 2:
+        if len(parts) != 4 or parts[2] not in split_of or len(words) < 2:
             raise ManifestError(
                 f"{where} must be an id such as Ivy-snips-train-0, BOS, words, EOS, a tab and a tag for each, "
                 "the intent last: make the list again."
@@ -124,10 +126,13 @@ def _plain(words: Sequence[str], tags: Sequence[str]) -> tuple[list[str], list[s
     said: list[str] = []
     slots: list[str] = []
     for word, tag in zip(words, tags, strict=True):
-        text = word
-        for old, new in _REWRITTEN.items():
-            text = text.replace(old, new)
-        kept = [part for part in text.translate(_PLAIN).split() if part not in PUNCTUATION]
+        kept = [part for part in _simplify(word).split() if part not in PUNCTUATION]
         said += kept
         slots += [tag] * len(kept)
     return said, slots
+
+
+def _simplify(text: str) -> str:
+    for old, new in _REWRITTEN.items():
+        text = text.replace(old, new)
+    return text.translate(_PLAIN)

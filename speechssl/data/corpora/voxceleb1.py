@@ -6,8 +6,8 @@ Identification: train, dev and test are codes 1, 2 and 3 of iden_split.txt, whic
 Verification: the 40 test speakers id10270 to id10309 are `speaker_test`. Of the others, codes 1 and 3 are
 `speaker_train` and code 2 is `speaker_dev`, as S3PRL `dataio/corpus/voxceleb1sv.py` has it; S3PRL
 `downstream/sv_voxceleb1` has no dev and trains on both together. The lists of trials that are there are kept under
-their names, line by line '<1 = same speaker> <id> <id>': veri_test2.txt (cleaned) and veri_test.txt (VoxCeleb1-O),
-list_test_all*.txt (-E), list_test_hard*.txt (-H).
+their names, line by line '<1 = same speaker> <id> <id>': veri_test.txt (VoxCeleb1-O) and veri_test2.txt (cleaned, the
+one of SUPERB, where it is called voxceleb1_test_v2.txt), list_test_all*.txt (-E), list_test_hard*.txt (-H).
 
 Ids are those of Lhotse's recipe (`lhotse/recipes/voxceleb.py`), so `id10001-1zcIwhmdeo4-00001`. Its `prepare_voxceleb`
 is not called: it has no identification split, fetches the trials over the network into the working folder, and looks
@@ -36,7 +36,7 @@ EXPECTED = {
 }
 SPLIT_LISTS = ("iden_split.txt", "veri_test_class.txt")
 TRIAL_LISTS = (
-    *("veri_test2", "veri_test"),
+    *("veri_test2", "veri_test", "voxceleb1_test_v2"),
     *("list_test_all2", "list_test_all", "list_test_hard2", "list_test_hard"),
 )
 TEST_SPEAKERS = frozenset(f"id{number}" for number in range(10_270, 10_310))
