@@ -4,11 +4,14 @@ import errno
 import io
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from speechssl.errors import SpeechsslError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where there is no room: no space, over quota, over the limit of a file's size."""
@@ -99,3 +102,22 @@ def disk_full(error: BaseException) -> OSError | None:
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder, and sees that files can be written to it.
+
+    Raises:
+        SpeechsslError: they can't, and why.
+    """
+    for part in (folder, *folder.parents):
+        if part.is_file():
+            raise SpeechsslError(f"{part} is a file, but must be a folder: choose another `--output`.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SpeechsslError(
+            f"The output folder {folder} can't be written to ({error.strerror}): choose another with `--output`."
+        ) from error

@@ -88,6 +88,7 @@ class MaskedPredictionObjective(Objective):
         self.config = config
         self.ratios = [rate / upstream.frame_rate for rate in labelling.label_rates]
         self.skips_blocks = upstream.config.layerdrop > 0
+        self.uses_noise = config.mixing.prob > 0 and config.mixing.noise_prob > 0
         self.depth = len(upstream.hidden_sizes) - 1
         self.layers = sorted(upstream.resolve_layers(config.layers))
         if self.depth not in self.layers:

@@ -78,6 +78,8 @@ class Objective(nn.Module, ABC):
     """Micro-batches that `begin_run` wants."""
     limits: Mapping[str, float] = {}
     """Logged value -> least one of a healthy run: the collapse guard stops a run that stays below."""
+    uses_noise: bool = False
+    """Whether noise is mixed into what is heard, where there is some (`train.noise`)."""
     skips_blocks: bool = False
     """Whether steps may leave weights without gradients, as layer drop does."""
 

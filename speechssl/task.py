@@ -159,6 +159,7 @@ class Task(ABC):
         """The group of each training utterance, where every group is to be heard equally often; None = all are heard
         once in each pass."""
         del data
+        return None
 
     def state(self, data: TaskData) -> Mapping[str, Any]:
         """What `infer` needs besides the weights (vocabulary, speakers, ...), as JSON that is kept with the run."""

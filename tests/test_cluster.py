@@ -17,7 +17,7 @@ from speechssl.targets.cluster import ClusterConfig, cluster
 from speechssl.targets.fairseq_labels import write_fairseq_labels
 from speechssl.targets.kmeans import load_kmeans
 from speechssl.targets.labels import label_path, load_labels, make_label_set
-from speechssl.targets.lloyd import KMeansConfig
+from speechssl.targets.lloyd import KMeansConfig, _Spare
 
 CONFIG = ClusterConfig(layer=0, kmeans=KMeansConfig(clusters=12), fraction=1.0)
 
@@ -47,6 +47,43 @@ def _inertia(folder: Path, corpus: object, upstream: object) -> float:
     centroids = load_kmeans(folder).centroids.double()
     frames = torch.cat([states[0] for _, states in extract(upstream, corpus.utterances("train"), layers=[0])])  # type: ignore[attr-defined,arg-type]
     return float(torch.cdist(frames.double(), centroids).min(dim=1).values.square().mean())
+
+
+def test_the_centroids_of_another_part_of_a_corpus_can_label_this_one(tiny_corpus: Path, tmp_path: Path) -> None:
+    corpus, upstream = open_corpus(tiny_corpus), load_upstream("mfcc")
+    first = cluster(upstream, corpus, tmp_path / "first", CONFIG)
+    other = corpus.without([u.id for u in corpus.utterances("train")[::2]])
+    second = cluster(upstream, other, tmp_path / "second", CONFIG, fitted=tmp_path / "first")
+    theirs, ours = first.labels["train"].by_id(), second.labels["train"].by_id()
+    assert 0 < len(ours) < len(theirs)
+    assert all(torch.equal(codes, theirs[name]) for name, codes in ours.items())
+    assert load_kmeans(tmp_path / "second").info["fitted_on"] == corpus.fingerprint
+    with pytest.raises(SpeechsslError, match="holds a clustering with clusters=12, not 7"):
+        seven = replace(CONFIG, kmeans=KMeansConfig(clusters=7))
+        cluster(upstream, other, tmp_path / "third", seven, fitted=tmp_path / "first")
+
+
+def test_what_can_not_end_well_is_told_before_features_are_made(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("speechssl.targets.cluster.extract", None)
+    corpus, upstream = open_corpus(tiny_corpus), load_upstream("mfcc")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpeechsslError, match=r"file is a file, but must be a folder"):
+        cluster(upstream, corpus, tmp_path / "file" / "x", CONFIG)
+    with pytest.raises(SpeechsslError, match="600000 clusters need as many frames: raise `--max-frames`"):
+        cluster(upstream, corpus, tmp_path, replace(CONFIG, kmeans=KMeansConfig(clusters=600_000)))
+    with pytest.raises(SpeechsslError, match=r"400000 clusters need as many frames, but the sample of \d+ s has"):
+        cluster(upstream, corpus, tmp_path, replace(CONFIG, kmeans=KMeansConfig(clusters=400_000)))
+
+
+def test_spare_frames_of_a_stream_take_bounded_memory() -> None:
+    spare = _Spare(torch.Generator().manual_seed(0))
+    for number in range(20):
+        spare.offer(torch.full((1000, 3), float(number)), torch.full((1000,), 1.0 if number < 19 else 1e6))
+    assert spare.rows is not None
+    assert spare.rows.shape == (_Spare.KEPT, 3)
+    assert (spare.rows == 19).all()
 
 
 def test_two_processes_label_as_one_does(tiny_corpus: Path, tmp_path: Path) -> None:

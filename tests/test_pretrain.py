@@ -20,6 +20,7 @@ from speechssl.config import load_config
 from speechssl.data.batching import Batch, make_generator
 from speechssl.data.corpus import open_corpus
 from speechssl.errors import ConfigError, SpeechsslError
+from speechssl.heads import HEADS_FILE
 from speechssl.loading import build_upstream, load_upstream
 from speechssl.loss.masked_prediction import PREDICTION_LIMITS
 from speechssl.objective import Labelling, Objective, PretrainInputs
@@ -30,12 +31,12 @@ from speechssl.targets.labels import label_path, load_labels, make_label_set
 from speechssl.targets.lloyd import KMeansConfig
 from speechssl.train.checkpoint import Checkpoint, last_checkpoint, list_checkpoints, save_checkpoint
 from speechssl.train.config import PretrainConfig
-from speechssl.train.data import PretrainDataset
+from speechssl.train.data import PretrainDataset, TrainBatch
 from speechssl.train.loading import load_batches
 from speechssl.train.loop import Pretraining, TrainingError
 from speechssl.train.metrics import read_log
 from speechssl.train.optim import learning_rate
-from speechssl.train.run import pretrain
+from speechssl.train.run import check_span, pretrain, pretrain_config
 from speechssl.train.selection import CropConfig
 from speechssl.types import LossOutput, Utterance
 from upstreams.hubert.config import PRESETS, HubertConfig
@@ -393,6 +394,111 @@ def test_sigterm_saves_and_exits_in_order(
     checkpoint = last_checkpoint(tmp_path / "checkpoints")
     assert checkpoint is not None
     assert checkpoint.step == read_log(tmp_path)[-1]["step"]
+
+
+def test_a_stop_amid_a_step_forgets_what_was_done_of_it(
+    tiny_corpus: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (*FAST, "train.batches_per_step=4", "train.steps=4", "train.save_every=100")
+    arguments: dict[str, Any] = {"corpus": tiny_corpus, "labels": [labels], "overrides": settings}
+    pretrain("hubert_tiny", output=tmp_path / "whole", **arguments)
+    seen: list[int] = []
+    forward = Pretraining._forward
+
+    def stopping(self: Pretraining, batch: TrainBatch) -> dict[str, Tensor]:
+        seen.append(batch.origin.number)
+        if batch.origin.number == 9:  # the second of the third step
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, batch)
+
+    monkeypatch.setattr(Pretraining, "_forward", stopping)
+    outcome = pretrain("hubert_tiny", output=tmp_path / "part", **arguments)
+    assert (outcome.finished, outcome.step, seen[-1]) == (False, 2, 9)
+    monkeypatch.undo()
+    assert pretrain("hubert_tiny", output=tmp_path / "part", **arguments).finished
+    one, other = (load_upstream(tmp_path / name).state_dict() for name in ("whole", "part"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    lines = [[{k: v for k, v in row.items() if k in ("step", "loss")} for row in read_log(tmp_path / name)]
+             for name in ("whole", "part")]  # fmt: skip
+    assert lines[0] == lines[1]
+
+
+def test_a_stop_before_the_first_step_leaves_nothing_to_go_on_from(
+    tiny_corpus: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Pretraining._forward
+
+    def stopping(self: Pretraining, batch: TrainBatch) -> dict[str, Tensor]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, batch)
+
+    monkeypatch.setattr(Pretraining, "_forward", stopping)
+    overrides = (*FAST, "train.batches_per_step=4")
+    outcome = pretrain("hubert_tiny", corpus=tiny_corpus, labels=[labels], output=tmp_path, overrides=overrides)
+    assert (outcome.finished, outcome.step) == (False, 0)
+    assert not list_checkpoints(tmp_path / "checkpoints")
+
+
+def test_too_many_unreadable_files_stop_a_run_with_its_last_whole_step_saved(
+    tiny_corpus: Path, labels: Path, tmp_path: Path
+) -> None:
+    run = _broken_run(_Broken(1.0, torch.tensor([5.0, 5.0])), tiny_corpus, labels, tmp_path)
+    update = run._update
+
+    def broken(batches: Any) -> bool:
+        return update(_fails() if run.step == 3 else batches)
+
+    def _fails() -> Any:
+        raise SpeechsslError("9 of 10 utterances can't be read.")
+        yield
+
+    run._update = broken  # type: ignore[method-assign]
+    with pytest.raises(SpeechsslError, match="9 of 10"):
+        run.run()
+    checkpoint = last_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.step == 3
+
+
+def test_noise_that_nothing_mixes_in_is_refused(tiny_corpus: Path, labels: Path, tmp_path: Path) -> None:
+    overrides = (*FAST, f"train.noise={tiny_corpus}")
+    with pytest.raises(ConfigError, match=r"mixes no noise in: leave out `train\.noise`"):
+        pretrain("hubert_tiny", corpus=tiny_corpus, labels=[labels], output=tmp_path, overrides=overrides)
+
+
+def test_heads_without_labels_go_on_from_a_finished_run(
+    tiny_corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shape = ("model.width=32", "model.depth=2", "model.heads=2", "model.ffn_width=64")
+    small = (*FAST, *shape, "train.steps=2", "train.learning_rate=0")
+    small = tuple(word for word in small if not word.startswith("objective."))
+    pretrain("best_rq_tiny", corpus=tiny_corpus, output=tmp_path / "a", overrides=small)
+    with caplog.at_level("INFO"):
+        other = (*small, "train.seed=3")
+        pretrain("best_rq_tiny", corpus=tiny_corpus, output=tmp_path / "b", init=tmp_path / "a", overrides=other)
+    assert "All that the objective adds goes on from" in caplog.text
+    one, two = (load_file(tmp_path / name / HEADS_FILE) for name in ("a", "b"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_seconds": 0.1, "min_seconds": 0.1}, r"`train\.min_seconds` must be longer than a hidden span"),
+        ({"max_seconds": 1.0, "min_seconds": 2.0}, r"`max_seconds` must be >= min_seconds = 2, but is 1"),
+        ({"learning_rate": -1.0}, "`learning_rate` must not be negative, but is -1"),
+    ],
+)
+def test_settings_that_can_not_be_meant_are_refused(settings: dict[str, float], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        _, config = pretrain_config("hubert_tiny")
+        check_span(replace(config, train=replace(config.train, **settings)), 50.0)
+
+
+def test_the_collapse_guard_is_awake_in_short_runs() -> None:
+    assert [PretrainConfig(steps=n).patience for n in (300, 4000, 400_000)] == [500, 1000, 5000]
+    assert PretrainConfig(steps=300, collapse_steps=7).patience == 7
 
 
 class _Broken(Objective):

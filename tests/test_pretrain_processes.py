@@ -112,7 +112,9 @@ def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(
     tiny_corpus: Path, labels: Path, tmp_path: Path
 ) -> None:
     settings = ("train.steps=100000", "train.save_every=100000", "train.log_every=100000")
-    process = _start(two_processes(tiny_corpus, labels, tmp_path, *settings))
+    words = two_processes(tiny_corpus, labels, tmp_path, *settings)
+    words.insert(words.index("--standalone"), "--max-restarts=3")
+    process = _start(words)
     _wait_for(lambda: (tmp_path / "log.jsonl").exists() and len(_pids(process.pid)) == 2, process)
     time.sleep(1.5)
     sent = time.monotonic()
@@ -122,20 +124,24 @@ def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(
     steps = re.findall(r"Stopped at step (\d+)", errors)
     assert len(steps) == 2, errors[-3000:]
     assert len(set(steps)) == 1
-    assert errors.count("exitcode: 143") + errors.count("exitcode  : 143") >= 1
+    assert process.returncode == 0  # anything else would have torchrun start them again
+    assert not (tmp_path / "config.json").exists()
     checkpoint = last_checkpoint(tmp_path / "checkpoints")
     assert checkpoint is not None
     assert checkpoint.step == int(steps[0])
 
 
-def test_a_second_signal_ends_the_process_at_once(tiny_corpus: Path, labels: Path, tmp_path: Path) -> None:
-    # One step of so many micro-batches takes minutes.
-    settings = ("train.batches_per_step=100000", "train.steps=2")
-    process = _start(command(tiny_corpus, labels, tmp_path, *settings))
-    _wait_for((tmp_path / "log.jsonl").exists, process)
-    time.sleep(0.5)
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    script = (
+        "import time; from speechssl.train.signals import stop_signals\n"
+        "with stop_signals(lambda: print('asked', flush=True)):\n"
+        "    print('ready', flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
+    assert process.stdout.readline() == "asked\n"
     process.send_signal(signal.SIGTERM)  # the same request, from torchrun beside Slurm
     time.sleep(1.2)
     assert process.poll() is None
@@ -155,10 +161,10 @@ def test_torchrun_restarts_after_a_process_was_killed_and_ends_with_the_same_wei
     words.insert(words.index("--standalone"), "--max-restarts=1")
     process = _start(words)
     folder = tmp_path / "killed"
-    _wait_for(lambda: (folder / "log.jsonl").exists() and len((folder / "log.jsonl").read_text()) > 0, process)
+    _wait_for(lambda: bool(list_checkpoints(folder / "checkpoints")), process)
     os.kill(_pids(process.pid)[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors[-3000:]
-    assert re.search(r"Going on from step \d+", errors) or "exitcode: -9" in errors
+    assert re.search(r"Going on from step \d+", errors), errors[-3000:]
     assert log_of(folder) == log_of(tmp_path / "whole")
     assert _difference(folder, tmp_path / "whole") == 0

@@ -1,8 +1,11 @@
 """Every pre-training recipe runs whole on generated speech, and is as short as a recipe should be."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,13 +23,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(script: Path, *arguments: str, data: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "DATA": str(data), "EXP": str(out),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }  # fmt: skip
+    environment = _environment(data, out)
     return subprocess.run(
         ["bash", str(script), *arguments], env=environment, capture_output=True, text=True, check=False, timeout=300
     )
+
+
+def _environment(data: Path, out: Path) -> dict[str, str]:
+    return {
+        **os.environ, "OMP_NUM_THREADS": "1", "DATA": str(data), "EXP": str(out),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("script", RECIPES, ids=lambda p: p.parent.name)
@@ -43,10 +50,50 @@ def test_the_recipe_is_thin_and_told(script: Path) -> None:
     assert len(script.read_text().splitlines()) <= 60
     assert os.access(script, os.X_OK)
     told = (script.parent / "README.md").read_text()
-    for row in ("| corpus |", "| published target |", "| ours |"):
+    for row in ("| corpus |", "| published hardware |", "| published target |", "| ours |"):
         assert row in told
     for settings in script.parent.glob("*.yaml"):
         assert yaml.safe_load(settings.read_text())["train"]["steps"] >= 1_000
+
+
+STOPPABLE = """
+cd recipes/pretrain/hubert_base_ls960
+source ../common.sh --smoke
+small+=(model.conv_channels=32 train.steps=100000 train.save_every=100000)
+librispeech
+clusters mfcc 0 100 "$exp/cluster1"
+pretrain hubert_base_iter1 iteration1.yaml "$exp/pretrain1" --labels "$exp/cluster1"
+stage "what comes after"
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_recipe_that_is_asked_to_stop_saves_and_goes_no_further(processes: int, data: Path, tmp_path: Path) -> None:
+    environment = _environment(data, tmp_path) | {"NPROC": str(processes)}
+    recipe = subprocess.Popen(["bash", "-c", STOPPABLE], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    log, begin = tmp_path / "pretrain1" / "log.jsonl", time.monotonic()
+    while not (log.exists() and log.read_text()):
+        assert recipe.poll() is None, recipe.communicate()[1][-3000:]
+        assert time.monotonic() - begin < 200
+        time.sleep(0.2)
+    recipe.send_signal(signal.SIGTERM)
+    _, errors = recipe.communicate(timeout=60)
+    assert recipe.returncode == 143, errors[-3000:]
+    assert "Stopped at step" in errors
+    assert "what comes after" not in errors
+    assert len(list((tmp_path / "pretrain1" / "checkpoints").glob("step-*"))) == 1
+
+
+def test_the_batch_of_a_recipe_is_shared_by_the_gpus_that_its_readme_names() -> None:
+    named = 0
+    for script in RECIPES:
+        found = re.search(r"\| published hardware \| .*?(\d+) (?:GPUs|V100)", (script.parent / "README.md").read_text())
+        for settings in script.parent.glob("*.yaml") if found else ():
+            batches = yaml.safe_load(settings.read_text())["train"].get("batches_per_step")
+            assert batches is not None, f"{settings} leaves it to the preset"
+            assert batches % int(found[1]) == 0, settings  # type: ignore[index]
+            named += 1
+    assert named >= 5
 
 
 def test_an_unknown_option_of_a_recipe_says_which_there_are(data: Path, tmp_path: Path) -> None:

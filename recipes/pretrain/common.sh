@@ -22,13 +22,32 @@ fi
 stage() { printf '\n== %s (after %s s)\n' "$*" "$SECONDS" >&2; }
 
 launch() { # a verb of speechssl with its arguments, in NPROC processes on each of NNODES machines
-  if [ "${NPROC:-1}${NNODES:-1}" = 11 ]; then
-    speechssl "$@"
+  local command=(speechssl "$@") code=0 asked=
+  # shellcheck disable=SC2206  # RENDEZVOUS holds several options
+  [ "${NPROC:-1}${NNODES:-1}" = 11 ] || command=(torchrun "--nproc-per-node=${NPROC:-1}" "--nnodes=${NNODES:-1}"
+    --max-restarts=3 ${RENDEZVOUS:---standalone} -m "${command[@]}")
+  # In a session of its own: a scheduler signals the whole group, and torchrun gives its processes 30 s at most.
+  setsid "${command[@]}" &
+  local child=$!
+  trap 'asked=1; ask_to_stop "$child" "$1"' TERM INT USR1
+  wait "$child" || code=$?
+  if [ "$asked" ]; then wait "$child" || true; leave; fi
+  trap - TERM INT USR1
+  return "$code"
+}
+
+ask_to_stop() { # what was launched, its verb: the processes that train save and end by themselves, and torchrun then does
+  if [ "$2" = pretrain ] && [ "${NPROC:-1}${NNODES:-1}" != 11 ]; then
+    # shellcheck disable=SC2046  # several numbers
+    kill -USR1 $(cat "/proc/$1/task/$1/children")
   else
-    # shellcheck disable=SC2086  # RENDEZVOUS holds several options
-    torchrun --nproc-per-node="${NPROC:-1}" --nnodes="${NNODES:-1}" --max-restarts=3 ${RENDEZVOUS:---standalone} \
-      -m speechssl "$@"
+    kill -TERM "$1"
   fi
+}
+
+leave() { # asked to stop: back into Slurm's queue, to go on from there
+  if [ -n "${SLURM_JOB_ID:-}" ] && [ "${SLURM_NODEID:-0}" = 0 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+  exit 143
 }
 
 librispeech() { # sets `corpus` to the 960 hours of LibriSpeech, fetched and listed by Lhotse; or to generated speech
@@ -36,6 +55,8 @@ librispeech() { # sets `corpus` to the 960 hours of LibriSpeech, fetched and lis
   if [ "$smoke" ]; then
     corpus=$data/smoke
     speechssl prepare demo "$corpus" --source synthetic --config ../smoke_corpus.yaml
+  elif [ "${SLURM_NODEID:-0}" != 0 ]; then # the first machine makes it, on a disk that all share
+    until [ -e "$corpus" ]; do sleep 10; done
   elif [ ! -e "$corpus" ]; then
     lhotse download librispeech --full "$data/librispeech"
     lhotse prepare librispeech -j 8 "$data/librispeech/LibriSpeech" "$data/librispeech/manifests"
@@ -45,7 +66,8 @@ librispeech() { # sets `corpus` to the 960 hours of LibriSpeech, fetched and lis
         -s "$data/librispeech/manifests/librispeech_supervisions_$part.jsonl.gz" "$data/librispeech/cuts_$part.jsonl.gz"
       parts+=("$data/librispeech/cuts_$part.jsonl.gz")
     done
-    lhotse combine "${parts[@]}" "$corpus"
+    lhotse combine "${parts[@]}" "$data/librispeech/partial.jsonl.gz"
+    mv "$data/librispeech/partial.jsonl.gz" "$corpus"
   fi
 }
 
@@ -57,4 +79,5 @@ clusters() { # what to cluster, its layer, how many clusters, the folder of the 
 
 pretrain() { # preset, settings, folder, further options
   launch pretrain "$1" --config "$2" --corpus "$corpus" -o "$3" "${@:4}" "${small[@]}"
+  [ -e "$3/config.json" ] || leave # one of its processes was asked to stop
 }

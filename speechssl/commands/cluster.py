@@ -24,6 +24,9 @@ def command(
     ] = None,
     fraction: Annotated[float, typer.Option(help="Share of the audio that is fitted on.")] = 0.1,
     sample_hours: Annotated[float | None, typer.Option(help="Hours that are fitted on, instead of a fraction.")] = None,
+    fitted: Annotated[
+        Path | None, typer.Option(help="Folder of an earlier clustering, whose centroids are used instead of a fit.")
+    ] = None,
     max_frames: Annotated[int, typer.Option(help="Most frames that are fitted on in memory.")] = 500_000,
     minibatch_passes: Annotated[
         int, typer.Option(help="Mini-batch passes over all frames of that share, made anew each time.")
@@ -80,7 +83,9 @@ def command(
     )
     local = os.environ.get("LOCAL_RANK")
     place = f"cuda:{local}" if device == "cuda" and local is not None else device
-    outcome = cluster(load_upstream(upstream, device=place), opened, output, config, splits=splits, skip_bad=skip_bad)
+    outcome = cluster(
+        load_upstream(upstream, device=place), opened, output, config, splits=splits, fitted=fitted, skip_bad=skip_bad
+    )
     if local not in (None, "0"):
         return
     if fairseq:

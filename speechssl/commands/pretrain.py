@@ -49,7 +49,8 @@ def command(
     )
     if not outcome.finished:
         typer.echo(f"Stopped at step {outcome.step}; the same command goes on from there.", err=True)
-        raise typer.Exit(143)
+        # torchrun takes any other code for a failure, and starts all processes again.
+        raise typer.Exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else 143)
     if os.environ.get("RANK", "0") != "0":
         return
     table = Table("metric", f"at step {outcome.step}")

@@ -21,6 +21,7 @@ from speechssl.data.corpus import Corpus
 from speechssl.data.sources import TrainingCorpus
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.extraction import Precision, extract, measure
+from speechssl.files import check_writable
 from speechssl.metric.codes import perplexity
 from speechssl.progress import progress
 from speechssl.ranks import Ranks, open_ranks
@@ -81,17 +82,25 @@ def cluster(
     config: ClusterConfig,
     *,
     splits: Sequence[str] = ("train",),
+    fitted: Path | None = None,
     skip_bad: bool = False,
 ) -> ClusterOutcome:
     """Fits k-means on a sample of the first split and labels all splits; what is finished already is kept.
 
+    Args:
+        fitted: the folder of an earlier clustering of the same layer, whose centroids are taken instead of a fit.
+
     Raises:
-        SpeechsslError: `folder` holds the labels of something else, or audio that can't be read.
+        SpeechsslError: `folder` holds the labels of something else or can't be written to, `fitted` is of another
+            layer, or audio that can't be read.
     """
     if not splits:
         raise ConfigError("Give at least one split to cluster.")
+    if config.kmeans.clusters > config.max_frames:
+        raise ConfigError(f"{config.kmeans.clusters} clusters need as many frames: raise `--max-frames`.")
+    check_writable(folder)
     with open_ranks(_device(upstream)) as ranks:
-        work = _Clustering(upstream, corpus, folder, config, skip_bad, ranks)
+        work = _Clustering(upstream, corpus, folder, config, fitted, skip_bad, ranks)
         kmeans = work.fit(splits[0])
         labels = {split: work.label(kmeans, split) for split in splits}
     used = {split: _perplexity(label_set) for split, label_set in labels.items()}
@@ -104,6 +113,7 @@ class _Clustering:
     corpus: Corpus | TrainingCorpus
     folder: Path
     config: ClusterConfig
+    fitted: Path | None
     skip_bad: bool
     ranks: Ranks
 
@@ -121,6 +131,8 @@ class _Clustering:
         }
         if (self.folder / "config.json").exists():
             return self._read(identity)
+        if self.fitted is not None:
+            return self._take(self.fitted, identity)
         drawn = self._draw(self.corpus.utterances(split))
         frames = self._sample(drawn)
         logger.info("Fitting %d clusters on %d frames of width %d.", config.kmeans.clusters, *frames.shape)
@@ -134,6 +146,24 @@ class _Clustering:
             kmeans.save(self.folder)
         self.ranks.barrier()
         return kmeans
+
+    def _take(self, folder: Path, identity: Mapping[str, Any]) -> KMeans:
+        """The centroids of an earlier clustering, for these utterances."""
+        kmeans = load_kmeans(folder)
+        wanted = (
+            ("upstream_fingerprint", kmeans.info.get("upstream_fingerprint"), identity["upstream_fingerprint"]),
+            ("layer", kmeans.info.get("config", {}).get("layer"), self.config.layer),
+            ("clusters", len(kmeans.centroids), self.config.kmeans.clusters),
+        )
+        for key, old, new in wanted:
+            if old != new:
+                raise SpeechsslError(f"{folder} holds a clustering with {key}={old}, not {new}: it can't be used here.")
+        about = {key: kmeans.info[key] for key in ("inertia", "frames")}
+        taken = KMeans(kmeans.centroids, {**identity, **about, "fitted_on": kmeans.info["corpus"]})
+        if self.ranks.rank == 0:
+            taken.save(self.folder)
+        self.ranks.barrier()
+        return taken
 
     def _refine(self, kmeans: KMeans, drawn: Sequence[Utterance], generator: torch.Generator) -> KMeans:
         """Goes on over all frames of the sample's utterances, made anew in each pass."""
@@ -196,7 +226,13 @@ class _Clustering:
     def _sample(self, drawn: Sequence[Utterance]) -> Tensor:
         """This process's frames of the drawn utterances, (N, D) float32; all together about max_frames at most."""
         seconds = sum(u.duration or 0.0 for u in drawn)
-        share = min(1.0, self.config.max_frames / max(seconds * self.upstream.frame_rate, 1.0))
+        total = seconds * self.upstream.frame_rate
+        if total < self.config.kmeans.clusters:
+            raise SpeechsslError(
+                f"{self.config.kmeans.clusters} clusters need as many frames, but the sample of {seconds:.0f} s has "
+                f"{total:.0f}: ask for fewer clusters, or a larger `--fraction`."
+            )
+        share = min(1.0, self.config.max_frames / total)
         parts: list[Tensor] = [torch.empty(0, self.upstream.hidden_sizes[self.config.layer])]
         for utterance, features in self._features(drawn, "Sampling features"):
             generator = make_generator(self.config.seed, "frames", utterance.id)

@@ -213,9 +213,12 @@ class _Spare:
         draw = torch.rand(len(chunk), generator=self.generator).to(chunk.device).clamp_(min=1e-30)
         keys = draw.log() / (distance + 1e-12)
         best = keys.topk(min(self.KEPT, len(keys)))
-        rows = chunk[best.indices].float()
-        self.keys = best.values if self.keys is None else torch.cat((self.keys, best.values))
-        self.rows = rows if self.rows is None else torch.cat((self.rows, rows))
+        keys, rows = best.values, chunk[best.indices].float()
+        if self.keys is not None and self.rows is not None:
+            keys, rows = torch.cat((self.keys, keys)), torch.cat((self.rows, rows))
+            best = keys.topk(min(self.KEPT, len(keys)))
+            keys, rows = best.values, rows[best.indices]
+        self.keys, self.rows = keys, rows
 
     def take(self, count: int, ranks: Ranks, *, like: Tensor) -> Tensor:
         """(count, D), of all processes; frames repeat where there are too few."""

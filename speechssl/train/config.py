@@ -55,8 +55,8 @@ class PretrainConfig:
     threads: int | None = None
     """CPU threads of the computation; None = torch's own choice. Bit-exact resumption needs the same number."""
     compile: bool = False
-    """Whether torch.compile is used, block by block. On a CPU it needs a C++ compiler and minutes at the start; the
-    blocks of a tiny model then took a quarter less time (26 %, bf16): worth it for hours, not for minutes."""
+    """Whether torch.compile is used, block by block. On a CPU it needs a C++ compiler and minutes at the start, and was
+    never faster over a whole step (docs/pretraining.md)."""
     checkpoint_activations: bool = False
     """Whether the blocks' activations are computed again for the gradient, instead of kept: the same numbers, with less
     memory and about a third more time."""
@@ -86,14 +86,23 @@ class PretrainConfig:
     are never cropped, and those longer than `max_seconds` are left out and counted in the log."""
     transcript_units: Literal["characters", "words"] = "characters"
     """What the tokens are: characters, or what stands between spaces (phones)."""
-    collapse_steps: int = 5000
-    """What stays below one of the objective's `limits` for so many steps stops the run."""
+    collapse_steps: int | None = None
+    """What stays below one of the objective's `limits` for so many steps stops the run; None = a quarter of the steps,
+    at least 500 and at most 5000: short runs are on their first plateau for hundreds."""
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch_seconds", "batches_per_step", "log_every", "save_every", "keep", "max_seconds")
+        positive = ("steps", "batch_seconds", "batches_per_step", "log_every", "save_every", "keep", "max_seconds",
+                    "clip_norm", "eps")  # fmt: skip
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"`{name}` must be positive, but is {getattr(self, name)}.")
+        for name in ("learning_rate", "weight_decay", "min_seconds", "num_workers", "cache_gb"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"`{name}` must not be negative, but is {getattr(self, name)}.")
+        if self.max_seconds < self.min_seconds:
+            raise ConfigError(
+                f"`max_seconds` must be >= min_seconds = {self.min_seconds:g}, but is {self.max_seconds:g}."
+            )
         if self.grid_seconds is not None and not 0 < self.grid_seconds <= self.min_seconds:
             raise ConfigError(
                 f"`grid_seconds` must be > 0 and <= min_seconds = {self.min_seconds}, but is {self.grid_seconds}."
@@ -107,6 +116,11 @@ class PretrainConfig:
             raise ConfigError(f"`warmup` is a share of the steps and must be >= 0 and < 1, but is {self.warmup}.")
         if not 0 <= self.hold <= 1 - self.warmup:
             raise ConfigError(f"`hold` and `warmup` are shares of the steps, but {self.hold} + {self.warmup} > 1.")
+
+    @property
+    def patience(self) -> int:
+        """`collapse_steps`, or what it stands for."""
+        return min(5000, max(500, self.steps // 4)) if self.collapse_steps is None else self.collapse_steps
 
 
 RUN_KEYS = frozenset(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from speechssl.config import first_difference
 from speechssl.data.seeds import derive_seed
-from speechssl.errors import ConfigError
+from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.files import disk_full
 from speechssl.objective import Objective
 from speechssl.progress import progress
@@ -91,10 +91,12 @@ class Pretraining:
         self.step = 0
         self.window = Window()
         self.finite = FiniteGuard()
-        self.collapse = CollapseGuard(objective.limits, patience=config.collapse_steps)
+        self.collapse = CollapseGuard(objective.limits, patience=config.patience)
         self.clock = DeviceClock(self.device)
         self.scaler: Any = getattr(self.fabric._precision, "scaler", None)
         self._position: dict[str, int] = {}
+        self._saved = 0
+        """Step of the last checkpoint that was written or tried."""
         self._agreement = Agreement(self.device)
         self._stop = False
 
@@ -121,16 +123,16 @@ class Pretraining:
             self.clock.fetch()
             stop = False
             while self.step < total and not stop:
-                self._update(batches)
-                stop = self._stops()
-                if self.step % self.config.log_every == 0 or self.step == total:
+                whole = self._update(batches)
+                stop = self._stops() if whole else True
+                if whole and (self.step % self.config.log_every == 0 or self.step == total):
                     values = self._values()
                     if log is not None:
                         log.write(self.step, values)
                     self.collapse.check(self.step, values)
                 if stop or self.step % self.config.save_every == 0 or self.step == total:
                     self._save(must=stop or self.step == total)
-                advance(1.0, _note(values))
+                advance(float(whole), _note(values))
         return PretrainOutcome(self.step, self.step >= total, values)
 
     def _set_up(self) -> None:
@@ -158,8 +160,8 @@ class Pretraining:
             torch.manual_seed(derive_seed(self.config.seed, "begin"))
             self.objective.begin_run(self.dataset[batch].inputs.to(self.device) for batch in first)
 
-    def _update(self, batches: Iterator[TrainBatch]) -> None:
-        """One step of the optimiser."""
+    def _update(self, batches: Iterator[TrainBatch]) -> bool:
+        """One step of the optimiser; where a single process is asked to stop amid one, nothing of it, and False."""
         rate = learning_rate(self.step + 1, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -167,9 +169,19 @@ class Pretraining:
         sums: dict[str, Tensor] = {}
         seconds = padded = 0.0
         accumulate = self.config.batches_per_step // self.world
+        before = self._position, self._buffers() if accumulate > 1 else {}
         for number in range(accumulate):
-            with self.clock.waiting():
-                batch = next(batches)
+            # Several processes would have to agree at each micro-batch: they end the step.
+            if number > 0 and self._stop and self.world == 1:
+                self._undo(*before)
+                return False
+            try:
+                with self.clock.waiting():
+                    batch = next(batches)
+            except SpeechsslError:
+                self._undo(*before)
+                self._keep()
+                raise
             # Sharded gradients are summed at each micro-batch, since whole ones may not fit.
             waits = number + 1 < accumulate and not is_sharded(self.config, self.fabric)
             with self.fabric.no_backward_sync(self.model, enabled=waits):
@@ -189,6 +201,24 @@ class Pretraining:
         with torch.no_grad():
             self.objective.end_step(self.step, self._reduce)
         self._record(sums, norm)
+        return True
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """What a forward pass changes besides gradients, such as running means."""
+        return {name: value.clone() for name, value in self.objective.named_buffers()}
+
+    def _undo(self, position: dict[str, int], buffers: Mapping[str, Tensor]) -> None:
+        """Forgets the micro-batches of a step that is not made."""
+        self._position = position
+        self.optimizer.zero_grad(set_to_none=True)
+        now = dict(self.objective.named_buffers())
+        for name, value in buffers.items():
+            now[name].copy_(value)
+
+    def _keep(self) -> None:
+        """Before the run ends by an error of its data: the last whole step, where no other process is needed for it."""
+        if self.fabric.is_global_zero and not is_sharded(self.config, self.fabric):
+            self._save(must=False)
 
     def _forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         seed, number = self.config.seed, batch.origin.number
@@ -249,6 +279,8 @@ class Pretraining:
     def _save(self, *, must: bool) -> None:
         """Writes a checkpoint; where the disk is full, goes on without one unless it `must` be written."""
         self.finite.check(self.step)
+        if self.step == self._saved:  # nothing is new
+            return
         zero: bool = self.fabric.is_global_zero
         if zero or is_sharded(self.config, self.fabric):
             tensors = pack(self.objective, getattr(self.optimizer, "optimizer", self.optimizer), keep=zero)
@@ -272,6 +304,7 @@ class Pretraining:
                     "The disk of %s is full: there is no checkpoint of step %d, and the run goes on without; free some "
                     "space before step %d.", self.folder, self.step, self.step + self.config.save_every,
                 )  # fmt: skip
+        self._saved = self.step
         if must:
             self.fabric.barrier()  # torchrun ends all processes when the first one has ended
 
@@ -282,7 +315,7 @@ class Pretraining:
             for k, v in checkpoint.tensors.items()
             if k.startswith("window.")
         }
-        self.step = checkpoint.step
+        self.step = self._saved = checkpoint.step
         self._position = dict(checkpoint.state["stream"])
         self.collapse.healthy = dict(checkpoint.state["healthy"])
         if self.scaler is not None and checkpoint.state["scaler"]:

@@ -1,7 +1,6 @@
 """From a preset's name, a corpus and labels to a pre-trained upstream folder."""
 
 import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,8 @@ from speechssl.checkpoint import CONFIG_FILE, load_weights, read_json, save_upst
 from speechssl.config import load_config, to_dict
 from speechssl.data.batching import derive_seed
 from speechssl.errors import ConfigError, SpeechsslError, UnknownNameError
-from speechssl.heads import read_heads, save_heads
+from speechssl.files import check_writable
+from speechssl.heads import adopt_heads, read_heads, save_heads
 from speechssl.loading import build_upstream, load_upstream
 from speechssl.objective import Labelling, Objective
 from speechssl.registry import family_module, find_preset, list_shipped
@@ -56,8 +56,8 @@ def pretrain(
             targets.
         output: receives the upstream (`load_upstream` reads it), `checkpoints`, `log.jsonl` and `tensorboard`.
         init: an upstream of the same shape to start from, as `load_upstream` takes it; None = random weights, as the
-            paper's second iteration too. What the objective adds goes on from it where the family can read it there
-            (wav2vec 2.0's quantizer), and is new where not, as HuBERT's prediction head.
+            paper's second iteration too. What the objective adds (quantizers, projections, teachers) goes on from it
+            where it is there; what predicts labels is new, and what is new is logged.
         overrides: such as 'train.steps=1000'.
 
     Raises:
@@ -78,9 +78,15 @@ def pretrain(
     corpora = [corpus] if isinstance(corpus, str | Path) else list(corpus)
     data = open_data(corpora, labels, split=split, upstream=upstream, config=config.train)
     objective = build_objective(upstream, config, data.labelling)
-    load_heads = getattr(family_module(family, "pretrain"), "load_heads", None)
-    if init is not None and load_heads is not None:
+    if config.train.noise is not None and not objective.uses_noise:
+        raise ConfigError(f"Pre-training '{preset}' with these settings mixes no noise in: leave out `train.noise`.")
+    # Labels may mean something else this time; whatever predicts them is kept by no folder.
+    keeps_heads = not objective.uses_labels
+    if init is not None and keeps_heads:
+        load_heads = getattr(family_module(family, "pretrain"), "load_heads", adopt_heads)
         load_heads(objective, read_heads(init), origin=str(init))
+    elif init is not None:
+        logger.info("What predicts the labels begins anew.")
     identity = {
         "model": to_dict(config.model),
         "objective": to_dict(config.objective),
@@ -91,7 +97,7 @@ def pretrain(
     outcome = run.run()
     if outcome.finished:
         weights = {name: whole(value) for name, value in upstream.state_dict().items()}
-        state = {} if load_heads is None else objective.state_dict()
+        state = objective.state_dict() if keeps_heads else {}
         heads = {name: whole(value) for name, value in state.items() if not name.startswith("upstream.")}
         if run.fabric.is_global_zero:
             final = build_upstream(family, config.model, seed=config.train.seed)
@@ -106,25 +112,6 @@ def pretrain(
     return outcome
 
 
-def check_writable(folder: Path) -> None:
-    """Makes the folder, and sees that files can be written to it.
-
-    Raises:
-        SpeechsslError: they can't, and why.
-    """
-    for part in (folder, *folder.parents):
-        if part.is_file():
-            raise SpeechsslError(f"{part} is a file, but must be a folder: choose another `--output`.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise SpeechsslError(
-            f"The output folder {folder} can't be written to ({error.strerror}): choose another with `--output`."
-        ) from error
-
-
 def check_span(config: RunConfig, frame_rate: float) -> None:
     """
     Raises:
@@ -133,11 +120,12 @@ def check_span(config: RunConfig, frame_rate: float) -> None:
     # Spans on a grid are counted in mel frames of 10 ms.
     rate = 100.0 if hasattr(config.objective, "mask_grid") else frame_rate
     span = getattr(config.objective, "mask_length", 0) / rate
-    if config.train.min_seconds <= span:
-        raise ConfigError(
-            f"`train.min_seconds` must be longer than a hidden span of {span:g} s (`objective.mask_length`), but is "
-            f"{config.train.min_seconds:g}: shorter utterances would be hidden whole."
-        )
+    for name in ("min_seconds", "max_seconds"):
+        if getattr(config.train, name) <= span:
+            raise ConfigError(
+                f"`train.{name}` must be longer than a hidden span of {span:g} s (`objective.mask_length`), but is "
+                f"{getattr(config.train, name):g}: what is shorter would be hidden whole."
+            )
 
 
 def pretrain_config(

@@ -38,15 +38,25 @@ def _families():
 
 
 FAMILIES = _families()
+VARIANTS = {
+    "hubert_base": ("objective.unmasked_weight=0.5",),  # convolutions on the waveform, their penalty, dropout
+    "hubert_base_ils": ("objective.layers=[1,-1]", "model.layerdrop=0.3"),
+    "wav2vec2_ccc_base": (),
+    "wav2vec2_aug_base": (),
+    "best_rq_tiny_conformer": (),
+    "apc_vq_base": (),
+}
+"""What the tiny presets leave out: preset -> settings."""
 
 
 def make(family, **changes):
-    """The shrunk objective of a family, equal at each call, in training mode."""
-    _, config = pretrain_config(f"{family}_tiny")
+    """The shrunk objective of a family or variant, equal at each call, in training mode."""
+    preset = family if family in VARIANTS else f"{family}_tiny"
+    family, config = pretrain_config(preset, overrides=VARIANTS.get(preset, ()))
     shrunk = {k: v for k, v in (SHRINK | changes).items() if k in {f.name for f in dataclasses.fields(config.model)}}
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **shrunk))
     upstream = build_upstream(family, config.model, seed=0)
-    upstream.name = f"{family}_tiny"
+    upstream.name = preset
     module = family_module(family, "pretrain")
     kind = module.build_pretraining.__annotations__["return"]
     objective = build_objective(
@@ -183,6 +193,17 @@ def test_a_restored_objective_goes_on_as_if_nothing_had_happened(family):
         assert torch.equal(value, second.state_dict()[name]), name
 
 
+def test_a_micro_batch_that_is_given_up_leaves_no_trace_but_in_buffers(family):
+    objective, _ = make(family)
+    begin(objective)
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    buffers = {name: value.clone() for name, value in objective.named_buffers()}
+    objective(batch(0, objective), make_generator(3)).loss_sum.backward()
+    for name, value in objective.named_buffers():
+        value.copy_(buffers[name])
+    assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+
+
 def test_half_precision_gives_nearly_the_same_loss(family):
     objective, _ = make(family)
     begin(objective)
@@ -204,19 +225,19 @@ def test_labels_that_are_missing_or_of_no_use_are_refused(family):
 
 
 def test_two_processes_give_the_weights_of_two_accumulated_batches(tmp_path):
-    """For every family, with whole and with sharded weights: rank r of 2 sees every second micro-batch, one process
-    alone sees both."""
+    """For every family, with whole and with sharded weights: rank r of 2 sees every second of a step's four
+    micro-batches, one process alone sees all."""
     script = Path(__file__).with_name("two_ranks.py")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*launcher, str(script), str(tmp_path)], capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for family in FAMILIES:
+    for family in (*FAMILIES, *VARIANTS):
         with torch.random.fork_rng():
             objective, config = make(family)
             begin(objective)
-            train(objective, config, 3)
+            train(objective, config, 2, numbers=lambda step: range(4 * step, 4 * step + 4))
         for strategy in STRATEGIES:
             found = torch.load(tmp_path / f"{family}_{strategy}.pt", weights_only=True)
             for name, value in objective.state_dict().items():

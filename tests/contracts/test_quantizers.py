@@ -39,6 +39,8 @@ class Case:
     reversible: bool = False
     """Whether an entry's vector is a frame that gets this entry."""
     restarts: bool = False
+    learns: bool = False
+    """Whether evenness is learned, by a diversity loss."""
     spread: float = 0.9
     """Least perplexity on even data, over the number of entries."""
 
@@ -83,7 +85,6 @@ CASES = {
             RandomProjectionConfig(width=WIDTH, entries=ENTRIES, code_width=3, codebooks=2), generator=make_generator(1)
         ),
         "none",
-        spread=0.4,  # nothing is fitted
     ),
     "fsq": Case(lambda: FiniteScalarQuantizer(FSQ), "some"),
     "mel_rvq": Case(
@@ -97,12 +98,10 @@ CASES = {
         spread=0.7,  # neither squares of errors nor directions ask for equal shares
     ),
     "gumbel": Case(
-        lambda: GumbelQuantizer(WIDTH, output_width=6, groups=2, entries=ENTRIES), "some",
-        spread=0.4,  # of weights that no diversity loss has seen
+        lambda: GumbelQuantizer(WIDTH, output_width=6, groups=2, entries=ENTRIES), "some", learns=True
     ),
     "sliced_gumbel": Case(
-        lambda: SlicedGumbelQuantizer(WIDTH, groups=2, entries=ENTRIES, temperature=1.0), "some",
-        spread=0.2,  # likewise
+        lambda: SlicedGumbelQuantizer(WIDTH, groups=2, entries=ENTRIES, temperature=1.0), "some", learns=True
     ),
 }  # fmt: skip
 
@@ -153,6 +152,10 @@ def even(name):
     if name == "fsq":
         count = torch.tensor(FSQ)
         return unbounded(FSQ, (frames("even", 4000) + 1) / 2 * count - count // 2 - 0.5)
+    if name == "random_projection":  # nothing is fitted: frames that its projections send close to each entry
+        made = make(name)
+        entries = torch.cat([c @ torch.linalg.pinv(p) for c, p in zip(made.codebook, made.projection, strict=True)])
+        return entries.repeat(50, 1) * (1 + frames("even", 50 * len(entries))[:, :1] / 2)
     return frames("even", 4000)
 
 
@@ -252,9 +255,28 @@ def test_even_data_uses_all_entries_evenly(name):
         quantizer = KMeansQuantizer(fitted.codebook)
     elif hasattr(quantizer, "fit"):
         quantizer.fit(x, generator=make_generator(6))
-    usage = quantizer.eval()(x).usage
+    if CASES[name].learns:
+        _learn_evenness(quantizer, x)
+    if name == "random_projection":
+        halves = quantizer.eval().encode(x).view(50, 2, ENTRIES, 2)  # (copies, whose entries, entries, codebooks)
+        usage = [torch.bincount(halves[:, g, :, g].flatten(), minlength=ENTRIES) for g in range(2)]
+    else:
+        output = quantizer.eval()(x)
+        # The diversity loss asks for even probabilities; which entry is the likeliest follows only roughly.
+        usage = output.probability.detach() if CASES[name].learns else output.usage
     for stage, row in enumerate(usage):
         assert float(perplexity(row)) >= CASES[name].spread * quantizer.entries, (name, stage)
+
+
+def _learn_evenness(quantizer, x):
+    """By the entropy of the mean probability: the diversity loss of wav2vec 2.0 (eq. 4)."""
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=2e-2)
+    for step in range(60):
+        output = quantizer(x, generator=make_generator("even", step))
+        share = output.probability / output.probability.sum(dim=1, keepdim=True)
+        (share * share.clamp(min=1e-7).log()).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def test_half_precision_changes_nothing(name):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from test_objectives import FAMILIES, STRATEGIES, batch, begin, make
+from test_objectives import FAMILIES, STRATEGIES, VARIANTS, batch, begin, make
 
 from speechssl.data.batching import make_generator
 from speechssl.train.fabric import Given, make_fabric, set_up
@@ -23,7 +23,7 @@ def reduce(tensors):
 
 
 def train(family, strategy):
-    """Returns the weights after three updates, whole."""
+    """Returns the weights after two updates of two micro-batches in each process, whole."""
     objective, config = make(family)
     settings = dataclasses.replace(config.train, strategy=strategy, accelerator="cpu", precision="float32")
     fabric = make_fabric(settings, objective)
@@ -31,15 +31,19 @@ def train(family, strategy):
     model = set_up(fabric, objective, settings)
     assert (strategy == "fsdp") == any(hasattr(p, "full_tensor") for p in objective.parameters())
     optimizer = fabric.setup_optimizers(make_optimizer(objective.trained_parameters(), settings))
-    for step in range(3):
+    for step in range(2):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3
         objective.begin_step(step)
-        number = 2 * step + fabric.global_rank
-        torch.manual_seed(number)
-        output = model(Given(batch(number, objective), make_generator("mask", number)))
-        fabric.backward(output["loss_sum"])
-        size = reduce({"size": output["sample_size"].detach().float()})["size"]
+        total = torch.zeros(())
+        for part in range(2):
+            number = 4 * step + 2 * part + fabric.global_rank
+            torch.manual_seed(number)
+            with fabric.no_backward_sync(model, enabled=part == 0 and strategy == "ddp"):
+                output = model(Given(batch(number, objective), make_generator("mask", number)))
+                fabric.backward(output["loss_sum"])
+            total += output["sample_size"].detach().float()
+        size = reduce({"size": total})["size"]
         scale_gradients(objective, 2 / size, 1e9)
         optimizer.step()
         optimizer.zero_grad()
@@ -51,7 +55,7 @@ def train(family, strategy):
 
 def main(folder):
     torch.set_num_threads(1)
-    for family in FAMILIES:
+    for family in (*FAMILIES, *VARIANTS):
         for strategy in STRATEGIES:
             state = train(family, strategy)
             if dist.get_rank() == 0:

@@ -171,7 +171,7 @@ def test_the_loss_is_the_plain_one_with_the_same_draws(inputs: PretrainInputs) -
         logits = torch.stack(rows) @ objective.spelling.weight.double().T + objective.spelling.bias.double()
         length = int(inputs.token_lengths[row])  # type: ignore[index]  # they are given
         spelled += plain_ctc(logits, inputs.tokens[row, :length].tolist())  # type: ignore[index]  # likewise
-    average = output.metrics["prob_usage"].double() / len(hidden)
+    average = output.metrics["probability_usage"].double() / len(hidden)
     perplexity = float(torch.exp(-(average * (average + 1e-7).log()).sum(dim=1)).sum())
     diversity = len(hidden) * (12 - perplexity) / 12
     expected = 0.5 * spelled + 0.5 * (contrast + 0.1 * diversity)
@@ -190,7 +190,7 @@ def test_the_probabilities_of_the_diversity_are_those_of_hidden_frames_without_n
         mask = sample_span_mask(frames, prob=0.5, span=10, min_spans=2, generator=make_generator(0))
         weight, bias = (objective.quantizer.get_parameter(f"projection.0.{n}") for n in ("weight", "bias"))
         logits = F.linear(objective.upstream.feature_norm(features)[mask], weight, bias).view(-1, 2, 6)
-    torch.testing.assert_close(output.metrics["prob_usage"], logits.softmax(dim=2).sum(dim=0), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(output.metrics["probability_usage"], logits.softmax(dim=2).sum(dim=0), rtol=1e-5, atol=1e-4)
     assert int(output.metrics["code_usage"].sum()) == 2 * int(mask.sum())
 
 

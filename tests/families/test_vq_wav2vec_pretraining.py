@@ -84,7 +84,7 @@ def test_the_gumbel_loss_is_the_plain_one_with_the_same_noise(shared: bool, inpu
     assert int(output.sample_size) == pairs
     assert float(output.loss_sum.detach()) == pytest.approx(loss, rel=1e-6)
     assert torch.equal(output.metrics["code_usage"], likeliest)
-    torch.testing.assert_close(output.metrics["prob_usage"].double(), soft, rtol=0, atol=1e-4)
+    torch.testing.assert_close(output.metrics["probability_usage"].double(), soft, rtol=0, atol=1e-4)
     assert float(output.metrics["temperature"]) / pairs == pytest.approx(2 * 0.999995**1_000)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from speechssl.encoder.transformer import sample_skipped_blocks
+from speechssl.encoder.transformer import draw_skipped_blocks
 from speechssl.errors import ConfigError
 from speechssl.lengths import lengths_to_padding_mask
 from speechssl.loss.contrastive import HiddenFrames, diversity_loss
@@ -174,7 +174,7 @@ class UniSpeechPretraining(Objective):
             ).to(features.device)  # (B, D)
         skipped: frozenset[int] = frozenset()
         if self.training and self.skips_blocks:
-            skipped = sample_skipped_blocks(depth, upstream.config.layerdrop, generator=generator)
+            skipped = draw_skipped_blocks(depth, upstream.config.layerdrop, generator=generator)
         return upstream.encode_projected(
             upstream.project(features),
             upstream.padding_mask(frames, features.size(1)),
@@ -214,7 +214,7 @@ class UniSpeechPretraining(Objective):
             "diversity_loss": diversity.detach(),
             "accuracy": correct,
             "temperature": count * self.quantizer.temperature,
-            "prob" + USAGE: positive.probability.detach(),
+            "probability" + USAGE: positive.probability.detach(),
             "code" + USAGE: positive.usage,
             "target" + MOMENTS: moments(targets),
             "prediction" + MOMENTS: moments(predicted),

@@ -126,7 +126,7 @@ class VqWav2VecPretraining(Objective):
         if isinstance(self.upstream.quantizer, GumbelQuantizer):
             unused = diversity_loss(output.probability, count) * size
             temperature = size * self.upstream.quantizer.temperature
-            metrics = {"prob" + USAGE: output.probability.detach(), "temperature": temperature}
+            metrics = {"probability" + USAGE: output.probability.detach(), "temperature": temperature}
             return config.diversity_weight * unused, metrics | {"diversity_loss": unused.detach()}
         error = output.loss / count * size
         return config.quantizer_weight * error, {"quantizer_loss": error.detach()}

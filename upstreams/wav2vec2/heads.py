@@ -1,13 +1,11 @@
 """What a checkpoint of wav2vec 2.0 holds of its pre-training: quantizer and projections, in three formats."""
 
-import logging
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
-logger = logging.getLogger(__name__)
+from speechssl.heads import adopt_heads
 
 PLACES = (
     (r"^quantizer\.(vars|codevectors)$", "quantizer.codebook"),
@@ -31,22 +29,7 @@ def load_heads(objective: nn.Module, weights: Mapping[str, Tensor], *, origin: s
     Returns:
         Our names of those that were found and fit.
     """
-    own = {name: value for name, value in objective.state_dict().items() if not name.startswith("upstream.")}
-    found = {_our_name(name): value for name, value in weights.items()}
-    fitting = {}
-    for name, value in own.items():
-        theirs = found.get(name)
-        if theirs is not None and theirs.numel() == value.numel() and theirs.squeeze(0).shape[-1:] == value.shape[-1:]:
-            fitting[name] = theirs.reshape(value.shape)
-    with torch.no_grad():
-        for name, value in fitting.items():
-            own[name].copy_(value)
-    new = sorted(own.keys() - fitting.keys())
-    if new:
-        logger.warning("%s has none of these weights that fit, which begin anew: %s.", origin, ", ".join(new))
-    else:
-        logger.info("Quantizer and projections go on from %s.", origin)
-    return sorted(fitting)
+    return adopt_heads(objective, {_our_name(name): value for name, value in weights.items()}, origin=origin)
 
 
 def _our_name(name: str) -> str:

@@ -66,6 +66,7 @@ class Wav2Vec2Pretraining(Objective):
         self.config = config
         self.limits = {"code_perplexity": FEWEST_CODES * config.codebooks}
         self.skips_blocks = upstream.config.layerdrop > 0
+        self.uses_noise = config.hears_disturbed and config.corruption.noise_prob > 0
         quantized = config.quantized_dim or config.final_dim
         self.quantizer = GumbelQuantizer(
             upstream.feature_width,
@@ -188,7 +189,7 @@ class Wav2Vec2Pretraining(Objective):
         metrics = {
             "diversity_loss": diversity.detach(),
             "temperature": size * self.quantizer.temperature,
-            "prob" + USAGE: quantized.probability.detach(),
+            "probability" + USAGE: quantized.probability.detach(),
             "code" + USAGE: quantized.usage,
         }
         if config.features_penalty > 0 and features.requires_grad:
