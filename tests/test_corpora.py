@@ -294,6 +294,33 @@ def test_segments_and_pieces_of_long_files_become_cuts(tmp_path, monkeypatch):
         prepare_corpus("quesst14", tmp_path, tmp_path / "too_long")
 
 
+def test_a_part_that_its_file_does_not_have_is_left_out_alone(tmp_path, monkeypatch):
+    module = corpus_module("quesst14")
+    path, short = (str(put_audio(tmp_path / f"{k}.wav", k)) for k in (16_000, 8000))
+    items = [
+        Item("too late", path, {}, start=2.0),
+        Item("good", path, {}, start=0.5),
+        Item("too long", path, {}, duration=1.2),
+        Item("rounded", path, {}, duration=1.01),
+        Item("no piece", short, {}, pieces=1.0),
+    ]
+    monkeypatch.setattr(module, "read", lambda source, config: Reading({"test": items}))
+    info = prepare_corpus("quesst14", tmp_path, tmp_path / "out", skip_bad=True)
+    found = {u.id: (u.start, u.duration) for u in open_corpus(tmp_path / "out").utterances("test")}
+    assert found == {"good": (0.5, 0.5), "rounded": (0.0, 1.0)}
+    assert info["sources"][0]["skipped"] == {"unreadable": 3} and len(info["bad"]) == 3
+    assert "shorter than the 1.0 s of a piece" in info["bad"][2]
+
+
+def test_a_link_to_nowhere_is_a_file_that_cannot_be_opened(tmp_path):
+    source = TREES["quesst14"](tmp_path)
+    path = a_file("quesst14", source)
+    path.unlink()
+    path.symlink_to(tmp_path / "gone.wav")
+    with pytest.raises(ManifestError, match=rf"{path.name} can't be opened \(No such file"):
+        prepare_corpus("quesst14", source, tmp_path / "out")
+
+
 def test_audit_ends_with_one_where_something_is_missing(tmp_path, capsys):
     source = TREES["quesst14"](tmp_path)
     assert run("prepare", "quesst14", tmp_path / "out", "--from", source, "--audit") == 0

@@ -17,7 +17,15 @@ from typing import Any
 from speechssl.config import to_dict
 from speechssl.data.corpora.audit import Row, audit_rows, find_missing, settings_of
 from speechssl.data.corpora.base import CorpusModule, Item, Reading, corpus_module
-from speechssl.data.corpora.writing import Length, hash_file, is_whole, relative, stretch, write_lists, write_manifests
+from speechssl.data.corpora.writing import (
+    Length,
+    hash_file,
+    is_whole,
+    relative,
+    why_unfit,
+    write_lists,
+    write_manifests,
+)
 from speechssl.data.corpus import FORMAT
 from speechssl.errors import ManifestError
 from speechssl.files import replacing
@@ -27,6 +35,7 @@ logger = logging.getLogger(__name__)
 REVISION = 1
 """Raised when a module or this one gives something else than before, so that finished corpora are made again."""
 CHUNK = 128  # files that a thread opens in one go
+HOURS_OFF = 0.02  # share by which hours may differ from the published ones, which are rounded
 NAMED = 20  # files left out that corpus.json names
 
 
@@ -71,6 +80,7 @@ def prepare_corpus(
     found = _find_audio(reading, module.NAME, source, skip_bad=skip_bad, workers=workers)
     (root / "corpus.json").unlink(missing_ok=True)
     written = write_manifests(root, reading.splits, found.lengths, source)
+    _log_hours(reading, written.splits)
     lists, dropped = _without_the_lost(reading, found)
     info = {
         "format": FORMAT,
@@ -134,16 +144,23 @@ def _log_deviations(rows: Iterable[Row]) -> None:
             logger.warning("%s: %d%s%s", row.what, row.found, wanted, examples)
 
 
+def _log_hours(reading: Reading, splits: Mapping[str, Mapping[str, Any]]) -> None:
+    for split, count in reading.expected.items():
+        found = splits.get(split, {}).get("hours", 0.0)
+        if count.hours is not None and split in splits and abs(found - count.hours) > HOURS_OFF * count.hours:
+            logger.warning("%s: %.2f hours, where %.1f are published", split, found, count.hours)
+
+
 @dataclass(frozen=True)
 class _Found:
     """What is known of the audio files."""
 
     lengths: Mapping[str, Length]
-    """Of those that can be used."""
+    """Of those that can be read."""
     lost: Sequence[str]
     """Paths of those that are not there, sorted."""
     unreadable: Mapping[str, str]
-    """Path -> what is wrong."""
+    """Path, or id of an utterance -> what is wrong."""
 
 
 def _find_audio(reading: Reading, name: str, source: Path, *, skip_bad: bool, workers: int) -> _Found:
@@ -172,7 +189,7 @@ def _find_audio(reading: Reading, name: str, source: Path, *, skip_bad: bool, wo
 
 
 def _measure(items: Sequence[Item], workers: int) -> tuple[dict[str, Length], dict[str, str]]:
-    """Path -> length of the files that can be used, and path -> what is wrong with the others."""
+    """Path -> length of the files that can be read, and path (or id, if it is but one part) -> what is wrong."""
     paths = list(dict.fromkeys(path for item in items for path in item.files()))
     lengths: dict[str, Length] = {}
     unreadable: dict[str, str] = {}
@@ -185,9 +202,8 @@ def _measure(items: Sequence[Item], workers: int) -> tuple[dict[str, Length], di
                 else:
                     unreadable[path] = result
             advance(len(chunk))
-    unfit = {item.path: _unfit(item, lengths) for item in items if item.path in lengths}
-    unreadable.update({path: reason for path, reason in unfit.items() if reason})
-    return {path: length for path, length in lengths.items() if path not in unreadable}, unreadable
+    unfit = {i.id: why_unfit(i, lengths) for i in items if all(path in lengths for path in i.files())}
+    return lengths, unreadable | {name: reason for name, reason in unfit.items() if reason}
 
 
 def _headers(paths: Sequence[str]) -> list[Length | str]:
@@ -197,32 +213,15 @@ def _headers(paths: Sequence[str]) -> list[Length | str]:
 def _header(path: str) -> Length | str:
     import soundfile
 
-    if not Path(path).stat().st_size:
-        return f"{path} is an empty file of 0 bytes."
     try:
+        if not Path(path).stat().st_size:
+            return f"{path} is an empty file of 0 bytes."
         info = soundfile.info(path)
+    except OSError as error:
+        return f"{path} can't be opened ({error.strerror})."
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: soundfile takes .raw for headerless samples
         return f"{path} can't be read as audio ({' '.join(str(error).split()).rstrip('.')})."
     return Length(info.frames, info.samplerate) if info.frames > 0 else f"{path} holds no samples."
-
-
-def _unfit(item: Item, lengths: Mapping[str, Length]) -> str:
-    """Why a file does not hold what its lists say; '' = it does."""
-    own = lengths[item.path]
-    try:
-        stretch(item, own)
-    except ManifestError as error:
-        return str(error)
-    for partner in item.partners:
-        other = lengths.get(partner)
-        if other is None:
-            return f"{partner} belongs to {item.path}, and can't be read."
-        if other != own:
-            return (
-                f"{partner} holds {other.samples} samples at {other.sample_rate} Hz, but must be as long as "
-                f"{item.path} with {own.samples} at {own.sample_rate} Hz."
-            )
-    return ""
 
 
 def _without_the_lost(reading: Reading, found: _Found) -> tuple[dict[str, list[str]], dict[str, int]]:

@@ -88,8 +88,26 @@ def stretch(item: Item, length: Length) -> tuple[int, int]:
 
 
 def is_whole(item: Item, lengths: Mapping[str, Length]) -> bool:
-    """Whether all files of an item can be used."""
-    return all(path in lengths for path in item.files())
+    """Whether an item can be written."""
+    return all(path in lengths for path in item.files()) and not why_unfit(item, lengths)
+
+
+def why_unfit(item: Item, lengths: Mapping[str, Length]) -> str:
+    """Why an item whose files can be read does not hold what its lists say; '' = it does."""
+    own = lengths[item.path]
+    try:
+        _, count = stretch(item, own)
+    except ManifestError as error:
+        return str(error)
+    if item.pieces is not None and count < round(item.pieces * own.sample_rate):
+        return f"{item.path} is shorter than the {item.pieces} s of a piece."
+    for partner in item.partners:
+        if lengths[partner] != own:
+            return (
+                f"{partner} holds {lengths[partner].samples} samples at {lengths[partner].sample_rate} Hz, but must be "
+                f"as long as {item.path} with {own.samples} at {own.sample_rate} Hz."
+            )
+    return ""
 
 
 def _cuts(item: Item, length: Length) -> Iterator[dict[str, Any]]:
@@ -155,16 +173,16 @@ class _Tally:
         supervision = cut["supervisions"][0]
         self.seconds += cut["duration"]
         self.transcribed += bool(str(supervision.get("text", "")).strip())
-        self.speakers |= {str(supervision[key]) for key in ("speaker",) if key in supervision}
-        self.languages |= {str(supervision[key]) for key in ("language",) if key in supervision}
+        self.speakers.add(str(supervision.get("speaker", "")))
+        self.languages.add(str(supervision.get("language", "")))
         self.labels |= {*supervision, *supervision.get("custom", {})}
 
     def summary(self) -> dict[str, Any]:
         return {
             "hours": round(self.seconds / 3600, 4),
             "utterances": self.utterances,
-            "speakers": len(self.speakers),
-            "languages": len(self.languages),
+            "speakers": len(self.speakers - {""}),
+            "languages": len(self.languages - {""}),
             "transcribed": self.transcribed,
             "labels": sorted(self.labels - {"id", "recording_id", "start", "duration", "channel", "custom"}),
         }
