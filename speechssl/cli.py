@@ -21,7 +21,7 @@ from speechssl.memory import keep_freed_memory
 
 VERBS = {
     "list": "List upstreams and tasks.",
-    "prepare": "Fetch and prepare a corpus.",
+    "prepare": "Prepare the demo corpus or a published one, or count what is missing of it.",
     "extract": "Extract features of audio files with an upstream.",
     "cluster": "Fit k-means on features and label a corpus with it.",
     "pretrain": "Pre-train an upstream.",

@@ -95,6 +95,8 @@ def set_up(fabric: Any, objective: Objective, config: PretrainConfig) -> nn.Modu
         for module in objective.modules():
             if isinstance(module, Linear):
                 module.pack_never()
+        for parameter in objective.parameters():  # the waveform's convolutions keep theirs channels last
+            parameter.data = parameter.data.contiguous()
     if config.compile:
         for block in blocks_of(objective):
             block.compile(dynamic=True)  # type: ignore[no-untyped-call]  # untyped in torch

@@ -221,7 +221,7 @@ def test_heads_come_from_fairseq_and_from_our_own_runs_too(tmp_path: Path, caplo
         found = Wav2Vec2Pretraining(expected.upstream, expected.config, Labelling())
         with caplog.at_level(logging.INFO):
             load_heads(found, read_heads(source), origin=str(source))
-        assert "go on from" in caplog.messages[-1]
+        assert "goes on from" in caplog.messages[-1]
         for name, value in expected.state_dict().items():
             assert torch.equal(value, found.state_dict()[name]), name
     load_upstream(tmp_path / "fairseq.pt")  # the heads do not disturb the upstream
