@@ -145,7 +145,7 @@ class Classification(Task):
 def _scores(head: nn.Module, features: Tensor, lengths: Tensor, data: TaskData) -> tuple[Tensor, ...]:
     """The scores of each field, (B, its classes) float32."""
     scores: Tensor = head(features, lengths)
-    return scores.float().split(_classes(data).sizes(), dim=1)
+    return torch.split(scores.float(), _classes(data).sizes(), dim=1)
 
 
 def _classes(data: TaskData) -> Classes:

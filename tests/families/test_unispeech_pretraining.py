@@ -190,7 +190,9 @@ def test_the_probabilities_of_the_diversity_are_those_of_hidden_frames_without_n
         mask = sample_span_mask(frames, prob=0.5, span=10, min_spans=2, generator=make_generator(0))
         weight, bias = (objective.quantizer.get_parameter(f"projection.0.{n}") for n in ("weight", "bias"))
         logits = F.linear(objective.upstream.feature_norm(features)[mask], weight, bias).view(-1, 2, 6)
-    torch.testing.assert_close(output.metrics["probability_usage"], logits.softmax(dim=2).sum(dim=0), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        output.metrics["probability_usage"], logits.softmax(dim=2).sum(dim=0), rtol=1e-5, atol=1e-4
+    )
     assert int(output.metrics["code_usage"].sum()) == 2 * int(mask.sum())
 
 
