@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from downstreams.emotion_recognition.config import EmotionRecognitionConfig
 from speechssl.classification.config import ClassificationConfig
 from speechssl.classification.data import label_of, make_classes, read_splits
 from speechssl.classification.task import Classification
@@ -23,7 +25,13 @@ from speechssl.runner import RunOptions, build_task, resolve_config, run
 from speechssl.task import FeatureConfig, TaskData, TrainConfig
 from speechssl.types import Utterance
 
-TASKS = ("keyword_spotting", "speaker_identification", "intent_classification", "language_identification")
+TASKS = (
+    "keyword_spotting",
+    "speaker_identification",
+    "intent_classification",
+    "emotion_recognition",
+    "language_identification",
+)
 LANGUAGES = ClassificationConfig(
     train=TrainConfig(steps=60, batch_seconds=40.0, max_batch_size=16, learning_rate=3e-3, evaluate_every=20),
     fields=("language",),
@@ -238,6 +246,20 @@ def test_long_training_utterances_are_heard_in_crops(tiny_corpus: Path, tmp_path
 
 def _labelled(name: str, **labels: str) -> Utterance:
     return Utterance(name, f"{name}.flac", duration=1.0, labels=labels)
+
+
+def test_a_fold_of_emotions_is_read_from_its_own_splits(tiny_corpus: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_corpus, tmp_path / "corpus")
+    folder = tmp_path / "corpus" / "manifests"
+    for split in ("train", "dev", "test"):
+        shutil.copy(folder / f"{split}.jsonl.gz", folder / f"fold3_{split}.jsonl.gz")
+    config = EmotionRecognitionConfig(fields=("language",), fold=3)
+    data = build_task("emotion_recognition", config).prepare(open_corpus(tmp_path / "corpus"))
+    assert {split: len(part) for split, part in data.splits.items()} == {"train": 50, "dev": 16, "test": 16}
+    with pytest.raises(ManifestError, match="no split 'fold2_train'"):
+        build_task("emotion_recognition", dataclasses.replace(config, fold=2)).prepare(open_corpus(tmp_path / "corpus"))
+    with pytest.raises(ConfigError, match="`fold` must be from 1 to 5, but is 6"):
+        EmotionRecognitionConfig(fold=6)
 
 
 class _Store:

@@ -1,0 +1,1 @@
+"""Emotion recognition: one of four emotions, by five folds over sessions."""
