@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from speechssl.checkpoint import save_folder, save_upstream, write_json
+from speechssl.checkpoint import CONFIG_FILE, read_json, save_folder, save_upstream, write_json
 from speechssl.errors import SpeechsslError
 from speechssl.formats import TransformersFolder
 from speechssl.loading import load_upstream
@@ -59,8 +59,18 @@ def export_upstream(
         save_folder(made.description, made.state, out)
         write_json(out / "preprocessor_config.json", made.preprocessor)
     else:
-        save_upstream(_with_half_weights(upstream) if half else upstream, out)
+        saved = _with_half_weights(upstream) if half else copy.copy(upstream)
+        saved.name = _own_name(name_or_folder)
+        save_upstream(saved, out)
     return upstream
+
+
+def _own_name(name_or_folder: str | Path) -> str:
+    """What a folder of ours says that it holds, and not where it was; of other files, the file's name."""
+    path = Path(name_or_folder).expanduser()
+    if (path / CONFIG_FILE).is_file():
+        return str(read_json(path / CONFIG_FILE).get("name", path.name))
+    return path.name if path.exists() else str(name_or_folder)
 
 
 def _with_half_weights(upstream: Upstream) -> Upstream:

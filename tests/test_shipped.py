@@ -10,11 +10,11 @@ import speechssl.heads
 import speechssl.loading
 import speechssl.registry
 import speechssl.train.run
-from speechssl.checkpoint import save_upstream
+from speechssl.checkpoint import CONFIG_FILE, read_json, save_upstream
 from speechssl.errors import SpeechsslError
 from speechssl.export import export_upstream
 from speechssl.loading import build_upstream, load_upstream
-from speechssl.registry import find_preset, list_upstreams
+from speechssl.registry import find_preset, list_shipped, list_upstreams
 from speechssl.train.run import pretrain_config
 from speechssl.upstream import Upstream
 
@@ -60,6 +60,7 @@ def test_weights_exported_in_half_the_space_load_in_full_precision(tmp_path: Pat
     export_upstream(tmp_path / "whole", tmp_path / "half", to="speechssl", half=True)
     sizes = [(tmp_path / folder / "model.safetensors").stat().st_size for folder in ("whole", "half")]
     assert sizes[1] < 0.6 * sizes[0]
+    assert read_json(tmp_path / "half" / CONFIG_FILE)["name"] == "hubert_tiny"  # and no path
     loaded = load_upstream(tmp_path / "half")
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     for name, weight in upstream.named_parameters():
@@ -79,3 +80,26 @@ def test_weights_beyond_half_precision_are_not_stored_so(tmp_path: Path) -> None
     with pytest.raises(SpeechsslError, match="beyond float16: export without `half`"):
         export_upstream(tmp_path / "whole", tmp_path / "half", to="speechssl", half=True)
     assert not (tmp_path / "half").exists()
+
+
+def test_speechssl_tiny_comes_with_the_package_and_its_card() -> None:
+    folder = list_shipped()["speechssl_tiny"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 20e6
+    card = (folder / "README.md").read_text()
+    for part in ("## Data", "## Licence", "## Cost", "## Scores", "recipes/pretrain/speechssl_tiny"):
+        assert part in card
+    description = read_json(folder / CONFIG_FILE)
+    assert description["name"] == "hubert_tiny"  # so that pre-training can go on from it
+    assert "pre-trained on demo" in description["weights"]
+
+
+def test_the_features_of_speechssl_tiny_stay_what_they_are() -> None:
+    """Of a tone that rises from 100 to 4000 Hz within a second; the numbers are those of the day it was trained."""
+    time = torch.arange(16_000) / 16_000
+    waveform = 0.1 * torch.sin(2 * torch.pi * (100 * time + 1950 * time.square()))
+    states = load_upstream("speechssl_tiny")(waveform[None], torch.tensor([16_000])).hidden_states
+    means = torch.stack([state.abs().mean() for state in states])
+    expected = [0.57196, 0.59508, 0.59703, 0.59978, 0.59863, 0.60392, 0.70366]
+    torch.testing.assert_close(means, torch.tensor(expected), atol=1e-4, rtol=0)
+    expected = [0.13815, -0.55159, -0.43761, 0.81387]
+    torch.testing.assert_close(states[4][0, 10, :4], torch.tensor(expected), atol=1e-3, rtol=0)
