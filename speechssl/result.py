@@ -89,6 +89,15 @@ class RunResult:
     hardware: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
+    head: str = ""
+    """Which of the task's heads, where they were compared (`speechssl run --heads`); '' = the one of the config."""
+    fold: int = 0
+    """Which fold, where there are several (`speechssl run --folds`); their mean is the score."""
+
+    @property
+    def column(self) -> str:
+        """What tables put side by side: the task, and its head where heads are compared."""
+        return f"{self.task}, {self.head} head" if self.head else self.task
 
     def save(self, folder: Path) -> Path:
         """Writes `result.json` into the run folder, whole or not at all."""

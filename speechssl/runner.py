@@ -1,6 +1,7 @@
 """Runs a task on top of frozen upstreams: features once, then one head per upstream and seed.
 
-<out>/<task>/<label>/seed<k>/result.json        `speechssl.result.RunResult`
+<out>/<task>/<label>[/head_<head>][/fold<n>]/seed<k>/
+                            /result.json        `speechssl.result.RunResult`
                             /task.json          what `speechssl infer` needs
                             /head.safetensors   layer weights and head, best on dev
                             /log.jsonl          loss and metrics per step
@@ -42,11 +43,11 @@ from speechssl.upstream_spec import (
     CachedUpstream,
     UpstreamCard,
     UpstreamLike,
-    UpstreamSpec,
     load,
     make_card,
     resolve_upstreams,
 )
+from speechssl.variants import Variant, make_variants
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class _Job:
     corpus: Corpus
     card: UpstreamCard
     seed: int
+    variant: Variant
     folder: Path
     options: RunOptions
     features: Mapping[str, float]
@@ -88,6 +90,16 @@ class _Job:
         """A hash of all that decides the numbers."""
         parts = [self.task, plain(self.config), self.corpus.fingerprint, self.card.info.fingerprint, self.seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One run with what it needs in this process."""
+
+    job: _Job
+    task: Task
+    data: TaskData
+    store: FeatureStore
 
 
 def run(
@@ -100,6 +112,8 @@ def run(
     preset: str | None = None,
     yaml: str | Path | None = None,
     overrides: Sequence[str] = (),
+    heads: Sequence[str] = (),
+    folds: Sequence[int | str] = (),
     out: str | Path = "exp",
     random_weights: int | None = None,
     options: RunOptions | None = None,
@@ -114,11 +128,13 @@ def run(
         seeds: one run per upstream and seed.
         config: the whole config of the task; None = the preset with `yaml` and then `overrides` applied.
         preset: of the task; None = its default, named like the task.
-        out: results go to <out>/<task>/<label>/seed<k>.
+        heads: of the task, to be run side by side; 'all' = each of them, none = the one of the config.
+        folds: of the corpus, such as those of emotion recognition; 'all' = each, none = the one of the config.
+        out: results go to <out>/<task>/<label>/seed<k>, below the upstream's folder those of heads and folds apart.
         random_weights: seed; gives every upstream random weights.
 
     Returns:
-        One result per upstream and seed, in that order. What was finished before is read, not run again.
+        One result per head, fold, upstream and seed, in that order. What was finished before is read, not run again.
     """
     options = options or RunOptions()
     if not seeds or len(set(seeds)) != len(seeds):
@@ -128,38 +144,40 @@ def run(
     if options.skip_bad:
         opened = _without_bad_files(opened)
     specs = resolve_upstreams(upstream, random_weights=random_weights)
-    task = build_task(name, config)
-    data = task.prepare(opened)
     results: dict[Path, RunResult] = {}
-    jobs: list[_Job] = []
-    stores: dict[str, FeatureStore] = {}
-    for spec, loaded in specs:
-        model = load(spec, device=options.device) if loaded is None else loaded
-        new: list[_Job] = []
-        for seed in seeds:
-            job = _Job(
-                task=name,
-                config=config,
-                corpus=opened,
-                card=make_card(spec, model),
-                seed=seed,
-                folder=_run_folder(out, name, spec, seed),
-                options=options,
-                features={},
-                seconds=0.0,
-            )
-            finished = None if options.force else _finished(job, opened)
-            if finished is None:
-                new.append(job)
-            else:
-                results[job.folder] = finished
-        if new:
-            store = compute_features(model, task, data, options)
-            stores[spec.label] = store
-            jobs.extend(_with_cost(new, store))
-        del model
-    results.update(_run_all(jobs, task, data, stores))
-    return [results[_run_folder(out, name, spec, seed)] for spec, _ in specs for seed in seeds]
+    work: list[_Work] = []
+    order: list[Path] = []
+    for variant in make_variants(name, heads=heads, folds=folds):
+        task = build_task(name, load_config(config, overrides=variant.overrides))
+        data = task.prepare(opened)
+        for spec, loaded in specs:
+            model = load(spec, device=options.device) if loaded is None else loaded
+            new: list[_Job] = []
+            for seed in seeds:
+                job = _Job(
+                    task=name,
+                    config=task.config,
+                    corpus=opened,
+                    card=make_card(spec, model),
+                    seed=seed,
+                    variant=variant,
+                    folder=Path(out, name, spec.folder, *variant.folders, f"seed{seed}"),
+                    options=options,
+                    features={},
+                    seconds=0.0,
+                )
+                order.append(job.folder)
+                finished = None if options.force else _finished(job, opened)
+                if finished is None:
+                    new.append(job)
+                else:
+                    results[job.folder] = finished
+            if new:
+                store = compute_features(model, task, data, options)
+                work += [_Work(job, task, data, store) for job in _with_cost(new, store)]
+            del model
+    results.update(_run_all(work))
+    return [results[folder] for folder in order]
 
 
 def resolve_config(
@@ -225,10 +243,6 @@ def compute_features(upstream: Upstream, task: Task, data: TaskData, options: Ru
     )
 
 
-def _run_folder(out: str | Path, task: str, spec: UpstreamSpec, seed: int) -> Path:
-    return Path(out) / task / spec.folder / f"seed{seed}"
-
-
 def _finished(job: _Job, corpus: Corpus) -> RunResult | None:
     """The result that is there already, if it is of the same config, corpus and upstream."""
     try:
@@ -262,19 +276,17 @@ def _with_cost(jobs: Sequence[_Job], store: FeatureStore) -> list[_Job]:
     ]
 
 
-def _run_all(
-    jobs: Sequence[_Job], task: Task, data: TaskData, stores: Mapping[str, FeatureStore]
-) -> dict[Path, RunResult]:
-    if not jobs:
+def _run_all(work: Sequence[_Work]) -> dict[Path, RunResult]:
+    if not work:
         return {}
+    jobs = [one.job for one in work]
     total = sum(max(1, job.config.train.steps) for job in jobs)
     workers = min(jobs[0].options.jobs, len(jobs))
-    with progress(f"Training {len(jobs)} runs of {task.name}", total, unit="steps") as advance:
+    with progress(f"Training {len(jobs)} runs of {jobs[0].task}", total, unit="steps") as advance:
         if workers > 1:
             return _run_in_pool(jobs, workers, advance)
         return {
-            job.folder: _execute(job, task, data=data, store=stores[job.card.info.label], advance=advance)
-            for job in jobs
+            one.job.folder: _execute(one.job, one.task, data=one.data, store=one.store, advance=advance) for one in work
         }
 
 
@@ -328,7 +340,7 @@ def _execute_alone(job: _Job) -> RunResult:
 
 def _execute(job: _Job, task: Task, *, data: TaskData, store: FeatureStore, advance: Any) -> RunResult:
     data = _without_bad(data, store)
-    title = f"{job.card.info.label} seed {job.seed}"
+    title = " ".join((job.card.info.label, *job.variant.folders, f"seed {job.seed}"))
     fit = Fit(
         task,
         data,
@@ -401,4 +413,6 @@ def _result(job: _Job, task: Task, fit: Fit, fitted: Fitted) -> RunResult:
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         hardware=hardware(),
         versions=versions(),
+        head=job.variant.head,
+        fold=job.variant.fold,
     )

@@ -15,11 +15,16 @@ from downstreams.emotion_recognition.config import EmotionRecognitionConfig
 from speechssl.classification.config import ClassificationConfig
 from speechssl.classification.data import label_of, make_classes, read_splits
 from speechssl.classification.task import Classification
+from speechssl.cli import main
 from speechssl.data.corpus import open_corpus
-from speechssl.errors import ConfigError, ManifestError, SpeechsslError
+from speechssl.errors import ConfigError, ManifestError, SpeechsslError, UnknownNameError
 from speechssl.fitting import Fit
 from speechssl.head.utterance import build_utterance_head
 from speechssl.inference import infer
+from speechssl.report.collect import collect
+from speechssl.report.provenance import mixed_configs
+from speechssl.report.summary import group_runs
+from speechssl.report.table import main_table
 from speechssl.result import RunResult, load_result
 from speechssl.runner import RunOptions, build_task, resolve_config, run
 from speechssl.task import FeatureConfig, TaskData, TrainConfig
@@ -260,6 +265,65 @@ def test_a_fold_of_emotions_is_read_from_its_own_splits(tiny_corpus: Path, tmp_p
         build_task("emotion_recognition", dataclasses.replace(config, fold=2)).prepare(open_corpus(tmp_path / "corpus"))
     with pytest.raises(ConfigError, match="`fold` must be from 1 to 5, but is 6"):
         EmotionRecognitionConfig(fold=6)
+
+
+def test_heads_are_run_side_by_side_and_shown_so(tiny_corpus: Path, tmp_path: Path) -> None:
+    options = RunOptions(cache_folder=str(tmp_path / "cache"))
+    config = dataclasses.replace(LANGUAGES, train=dataclasses.replace(LANGUAGES.train, steps=4, evaluate_every=4))
+    arguments: dict[str, Any] = {"corpus": tiny_corpus, "config": config, "out": tmp_path / "exp", "options": options}
+    found = run("language_identification", upstream=["fbank", "mfcc"], heads=["all"], seeds=[0, 1], **arguments)
+    linear = [("linear", label, seed) for label in ("fbank", "mfcc") for seed in (0, 1)]
+    assert [(r.head, r.upstream.label, r.seed) for r in found[:5]] == [*linear, ("mlp", "fbank", 0)]
+    assert len(found) == 12
+    assert found[-1].config["features"]["pooling"] == "none"
+    assert (tmp_path / "exp/language_identification/mfcc/head_attentive/seed1/result.json").exists()
+    titles = [cell.text for cell in main_table(group_runs(found)).header]
+    assert titles[1:] == [f"Language identification, {head} head" for head in ("attentive", "linear", "mlp")]
+    kept = collect([tmp_path / "exp"])
+    assert (len(kept.runs), kept.problems) == (12, [])
+    (again,) = run("language_identification", upstream="mfcc", heads=["mlp"], **arguments)
+    assert again.date == found[6].date  # finished, and not run again
+    with pytest.raises(UnknownNameError, match="Unknown head of 'language_identification' 'linea'"):
+        run("language_identification", upstream="mfcc", heads=["linea"], **arguments)
+    with pytest.raises(ConfigError, match="`--folds` can't be all for the task 'language_identification': it has none"):
+        run("language_identification", upstream="mfcc", folds=["all"], **arguments)
+
+
+def test_the_score_over_folds_is_their_mean(
+    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_corpus, tmp_path / "corpus")
+    folder = tmp_path / "corpus" / "manifests"
+    for fold in range(1, 6):
+        for split in ("train", "dev", "test"):
+            shutil.copy(folder / f"{split}.jsonl.gz", folder / f"fold{fold}_{split}.jsonl.gz")
+    words = [
+        "run",
+        "emotion_recognition",
+        "-u",
+        "mfcc",
+        "--corpus",
+        str(tmp_path / "corpus"),
+        "-o",
+        str(tmp_path / "exp"),
+    ]
+    settings = ["-s", "fields=[language]", "-s", "train.steps=4", "-s", "train.evaluate_every=4"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, *settings, "--folds", "all", "--cache", str(tmp_path / "cache")])
+    assert not ended.value.code
+    shown = capsys.readouterr().out
+    assert "0, fold 5" in shown
+    assert "mean ± sd" in shown
+    kept = collect([tmp_path / "exp"])
+    assert [run.result.fold for run in kept.runs] == [1, 2, 3, 4, 5]
+    (group,) = group_runs(run.result for run in kept.runs)
+    values = [run.result.test.metrics["accuracy"].value for run in kept.runs]
+    assert group.primary().mean == pytest.approx(sum(values) / 5)
+    assert group.primary().seeds == 5
+    assert mixed_configs([group]) == []
+    with pytest.raises(SystemExit):
+        main([*words, "--folds", "1,6"])
+    assert "can't be 6 for the task 'emotion_recognition': they are 1 to 5" in capsys.readouterr().err
 
 
 class _Store:

@@ -178,10 +178,11 @@ def test_a_step_does_not_wait_for_the_device(
     counts = []
     update = loop.Pretraining._update
 
-    def counted(self: loop.Pretraining, batches: Any) -> None:
+    def counted(self: loop.Pretraining, batches: Any) -> bool:
         with _Waits() as waits:
-            update(self, batches)
+            whole = update(self, batches)
         counts.append(waits.count)
+        return whole
 
     monkeypatch.setattr(loop.Pretraining, "_update", counted)
     monkeypatch.setattr(run, "build_objective", lambda *_: _Overflowing(third=1.0))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from speechssl.classification.config import ClassificationConfig
+from speechssl.classification.config import UTTERANCE_HEADS, ClassificationConfig
 from speechssl.errors import ConfigError
 from speechssl.task import TrainConfig
 
@@ -28,3 +28,4 @@ SUPERB = EmotionRecognitionConfig(
     train=TrainConfig(steps=30_000, batch_seconds=640.0, max_batch_size=32, learning_rate=1e-4, evaluate_every=1_000)
 )
 PRESETS = {"emotion_recognition": SUPERB}
+HEADS = UTTERANCE_HEADS

@@ -1,6 +1,6 @@
 """Settings of intent classification; see README.md for where each comes from."""
 
-from speechssl.classification.config import ClassificationConfig
+from speechssl.classification.config import UTTERANCE_HEADS, ClassificationConfig
 from speechssl.task import TrainConfig
 
 SUPERB = ClassificationConfig(
@@ -8,3 +8,4 @@ SUPERB = ClassificationConfig(
     fields=("action", "object", "location"),
 )
 PRESETS = {"intent_classification": SUPERB}
+HEADS = UTTERANCE_HEADS

@@ -1,6 +1,6 @@
 """Settings of keyword spotting; see README.md for where each comes from."""
 
-from speechssl.classification.config import ClassificationConfig
+from speechssl.classification.config import UTTERANCE_HEADS, ClassificationConfig
 from speechssl.task import TrainConfig
 
 SUPERB = ClassificationConfig(
@@ -9,3 +9,4 @@ SUPERB = ClassificationConfig(
     balance="draws",
 )
 PRESETS = {"keyword_spotting": SUPERB}
+HEADS = UTTERANCE_HEADS

@@ -1,6 +1,6 @@
 """Settings of language identification; see README.md for where each comes from."""
 
-from speechssl.classification.config import ClassificationConfig
+from speechssl.classification.config import UTTERANCE_HEADS, ClassificationConfig
 from speechssl.task import FeatureConfig, TrainConfig
 
 DEFAULT = ClassificationConfig(
@@ -22,3 +22,4 @@ DEMO = ClassificationConfig(
     metric="uar",
 )
 PRESETS = {"language_identification": DEFAULT, "language_identification_demo": DEMO}
+HEADS = UTTERANCE_HEADS

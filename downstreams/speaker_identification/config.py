@@ -1,6 +1,6 @@
 """Settings of speaker identification; see README.md for where each comes from."""
 
-from speechssl.classification.config import ClassificationConfig
+from speechssl.classification.config import UTTERANCE_HEADS, ClassificationConfig
 from speechssl.task import FeatureConfig, TrainConfig
 
 SUPERB = ClassificationConfig(
@@ -27,3 +27,4 @@ DEMO = ClassificationConfig(
     leave_out_unknown=True,
 )
 PRESETS = {"speaker_identification": SUPERB, "speaker_identification_demo": DEMO}
+HEADS = UTTERANCE_HEADS

@@ -1,5 +1,6 @@
 """Settings of tasks that give an utterance one label, or one per field."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -42,3 +43,11 @@ class ClassificationConfig(TaskConfig):
             raise ConfigError(f"`metric={self.metric}` is of one field, but `fields` are {list(self.fields)}.")
         if self.head in NEEDS_FRAMES and self.features.pooling == "mean":
             raise ConfigError(f"`head={self.head}` needs frames: set `features.pooling=none`.")
+
+
+UTTERANCE_HEADS: Mapping[str, tuple[str, ...]] = {
+    "linear": ("head=linear", "features.pooling=mean"),
+    "mlp": ("head=mlp", "features.pooling=mean"),
+    "attentive": ("head=attentive", "features.pooling=none"),
+}
+"""The `HEADS` of every classification."""

@@ -30,6 +30,12 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     override: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="A setting, such as train.steps=500.")
     ] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="Heads of the task to run side by side, such as linear,mlp; or all.")
+    ] = None,
+    folds: Annotated[
+        str | None, typer.Option(help="Folds of the corpus, such as 1,2; or all: their mean is shown.")
+    ] = None,
     label: Annotated[list[str] | None, typer.Option(help="What tables call each upstream, in order.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Results go to OUT/TASK/LABEL/seedK.")] = Path("exp"),
     random_weights: Annotated[int | None, typer.Option(help="Seed; gives every upstream random weights.")] = None,
@@ -63,6 +69,8 @@ def command(  # noqa: PLR0917  typer calls it by keyword
         preset=preset,
         yaml=config,
         overrides=override or [],
+        heads=[] if heads is None else heads.split(","),
+        folds=_numbers(folds),
         out=out,
         random_weights=random_weights,
         options=RunOptions(
@@ -79,8 +87,17 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     Console().print(results_table(results))
 
 
+def _numbers(folds: str | None) -> "list[int | str]":
+    if folds is None:
+        return []
+    wrong = [fold for fold in folds.split(",") if fold != "all" and not fold.strip().isdigit()]
+    if wrong:
+        raise ConfigError(f"`--folds` must be numbers such as 1,2, or all, but has '{wrong[0]}'.")
+    return [fold if fold == "all" else int(fold) for fold in folds.split(",")]
+
+
 def results_table(results: "Sequence[RunResult]") -> "Table":
-    """One row per upstream and seed, then one per upstream with the mean over seeds; metrics on test.
+    """One row per head, upstream, fold and seed, then one with the mean over folds and seeds; metrics on test.
 
     The primary metric comes first and has its 95 % interval; `result.json` holds those of the others.
     """
@@ -91,12 +108,14 @@ def results_table(results: "Sequence[RunResult]") -> "Table":
     table = Table("upstream", "seed", *names, "best step", "seconds", title=f"{results[0].task}: test")
     groups: dict[str, list[RunResult]] = {}
     for result in results:
-        groups.setdefault(result.upstream.label, []).append(result)
+        label = result.upstream.label + (f", {result.head} head" if result.head else "")
+        groups.setdefault(label, []).append(result)
     for label, group in groups.items():
         for result in group:
             cells = [_cell(result.test.metrics[name], interval=name == result.metric) for name in names]
             seconds = f"{sum(result.seconds.values()):.0f}"
-            table.add_row(label, str(result.seed), *cells, str(result.best_step), seconds)
+            seed = f"{result.seed}, fold {result.fold}" if result.fold else str(result.seed)
+            table.add_row(label, seed, *cells, str(result.best_step), seconds)
         if len(group) > 1:
             spread = [[r.test.metrics[name].value for r in group] for name in names]
             cells = [f"{mean(v):.4f} ± {stdev(v):.4f}" for v in spread]

@@ -101,17 +101,20 @@ def _check(result: RunResult) -> None:
 
 
 def _newest(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Keeps the newest run of each task, upstream, corpus and seed."""
-    kept: dict[tuple[str, str, str, int], Run] = {}
+    """Keeps the newest run of each task, head, upstream, corpus, fold and seed."""
+    kept: dict[tuple[str, str, str, int, int], Run] = {}
     dropped = []
     for run in sorted(runs, key=lambda r: r.result.date):
-        key = (run.result.task, run.result.upstream.label, corpus_key(run.result), run.result.seed)
+        result = run.result
+        key = (result.column, result.upstream.label, corpus_key(result), result.fold, result.seed)
         if key in kept:
             dropped.append(
                 f"{kept[key].folder} is left out: {run.folder} holds a newer run of the same task, upstream and seed."
             )
         kept[key] = run
-    return sorted(kept.values(), key=lambda r: (r.result.task, r.result.upstream.label, r.result.seed)), dropped
+    return sorted(
+        kept.values(), key=lambda r: (r.result.column, r.result.upstream.label, r.result.fold, r.result.seed)
+    ), dropped
 
 
 def corpus_key(result: RunResult) -> str:

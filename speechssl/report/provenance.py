@@ -148,7 +148,7 @@ def mixed_configs(groups: Iterable[Group]) -> list[str]:
     """One sentence for each group whose seeds differ in configuration or upstream weights."""
     found = []
     for group in groups:
-        if len({_plain(r.config) for r in group.results}) > 1:
+        if len({_plain({k: v for k, v in r.config.items() if not r.fold or k != "fold"}) for r in group.results}) > 1:
             seeds = join_words([str(r.seed) for r in group.results])
             found.append(
                 f"The seeds {seeds} of {group.task}, {group.label} differ in configuration: their mean mixes them."

@@ -30,9 +30,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one upstream on one task: one per seed."""
+    """The runs of one upstream on one task: one per seed, and per fold where there are several."""
 
     task: str
+    """`RunResult.column`: with the head, where heads are compared."""
     label: str
     kind: Kind
     results: Sequence[RunResult]
@@ -94,9 +95,9 @@ def group_runs(results: Iterable[RunResult]) -> list[Group]:
     grouped: dict[tuple[str, str], list[RunResult]] = {}
     for result in results:
         label = result.upstream.label + (f" on {_corpus(result)}" if several else "")
-        grouped.setdefault((result.task, label), []).append(result)
+        grouped.setdefault((result.column, label), []).append(result)
     groups = [
-        Group(task, label, upstream_kind(found[0]), sorted(found, key=lambda r: r.seed))
+        Group(task, label, upstream_kind(found[0]), sorted(found, key=lambda r: (r.fold, r.seed)))
         for (task, label), found in grouped.items()
     ]
     order: dict[Kind, int] = {"features": 0, "random": 1, "pre-trained": 2}
