@@ -98,7 +98,7 @@ def test_speechssl_tiny_comes_with_the_package_and_its_card() -> None:
 
 
 def test_the_features_of_speechssl_tiny_stay_what_they_are() -> None:
-    """Of a tone in noise that rises from 100 to 4000 Hz within a second; the numbers are those of the day it was trained.
+    """Of a tone in noise that rises from 100 to 4000 Hz within a second; the numbers are those of its first day.
 
     Without the noise, most bands would hold nothing but rounding.
     """
