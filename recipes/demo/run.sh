@@ -35,7 +35,7 @@ if [ -z "$start" ]; then
   first=$exp/pretrain1 second=() upstreams=()
   speechssl pretrain hubert_tiny --labels "$exp/cluster1" --config "$config/pretrain1.yaml" --corpus "$data" -o "$first"
 else # what is trained keeps more of what it knows at a lower rate
-  first=$start second=(train.learning_rate=3e-4) upstreams=(-u "start=$start")
+  first=$start second=(train.learning_rate=3e-4) upstreams=(-u "$start")
 fi
 
 # Both label sets (the paper's sec. 2.3): the upper layers then keep what tells voices apart, which the second set lacks.
