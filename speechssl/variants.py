@@ -34,9 +34,6 @@ class Variant:
         return tuple(part for part in named if part)
 
 
-PLAIN = Variant()
-
-
 def make_variants(task: str, *, heads: Sequence[str] = (), folds: Sequence[int | str] = ()) -> list[Variant]:
     """Every head with every fold.
 
