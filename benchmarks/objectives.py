@@ -20,9 +20,9 @@ from pathlib import Path
 
 import speechssl
 from speechssl.data.corpus import open_corpus
+from speechssl.jobs import RunOptions
 from speechssl.loading import load_upstream
 from speechssl.result import load_result
-from speechssl.runner import RunOptions
 from speechssl.targets.cluster import ClusterConfig, cluster
 from speechssl.targets.lloyd import KMeansConfig
 from speechssl.train.metrics import read_log

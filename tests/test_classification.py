@@ -21,12 +21,13 @@ from speechssl.errors import ConfigError, ManifestError, SpeechsslError, Unknown
 from speechssl.fitting import Fit
 from speechssl.head.utterance import build_utterance_head
 from speechssl.inference import infer
+from speechssl.jobs import RunOptions, build_task
 from speechssl.report.collect import collect
 from speechssl.report.provenance import mixed_configs
 from speechssl.report.summary import group_runs
 from speechssl.report.table import main_table
 from speechssl.result import RunResult, load_result
-from speechssl.runner import RunOptions, build_task, resolve_config, run
+from speechssl.runner import resolve_config, run
 from speechssl.task import FeatureConfig, TaskData, TrainConfig
 from speechssl.types import Utterance
 

@@ -15,7 +15,8 @@ from downstreams.deepfake_detection.data import prepare_set
 from speechssl.data.corpus import open_corpus
 from speechssl.errors import AudioError
 from speechssl.inference import infer
-from speechssl.runner import RunOptions, run
+from speechssl.jobs import RunOptions
+from speechssl.runner import run
 from speechssl.task import TrainConfig
 
 RATE = 16_000

@@ -20,9 +20,10 @@ from speechssl.data.corpus import open_corpus
 from speechssl.errors import ConfigError, SpeechsslError, UnknownNameError
 from speechssl.fitting import Fit, schedule
 from speechssl.inference import infer
+from speechssl.jobs import RunOptions
 from speechssl.loading import load_upstream
 from speechssl.result import RunResult, load_result
-from speechssl.runner import RunOptions, resolve_config, run
+from speechssl.runner import resolve_config, run
 from speechssl.task import FeatureConfig, TrainConfig
 from speechssl.upstream_spec import parse_spec
 

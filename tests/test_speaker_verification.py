@@ -19,8 +19,9 @@ from speechssl.augment.speed import change_speed
 from speechssl.data.corpus import open_corpus
 from speechssl.errors import ConfigError, ManifestError, SpeechsslError
 from speechssl.inference import infer
+from speechssl.jobs import RunOptions
 from speechssl.metric.detection import equal_error_rate
-from speechssl.runner import RunOptions, run
+from speechssl.runner import run
 from speechssl.task import TaskData, TrainConfig
 from speechssl.types import Utterance
 

@@ -54,7 +54,8 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     """
     from rich.console import Console
 
-    from speechssl.runner import RunOptions, run
+    from speechssl.jobs import RunOptions
+    from speechssl.runner import run
 
     if label and len(label) != len(upstream):
         raise ConfigError(
