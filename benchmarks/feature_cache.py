@@ -70,7 +70,7 @@ def recompute_epoch(upstream: Upstream, utterances: list[Utterance], generator: 
 
 
 def cached_epoch(store: FeatureStore, utterances: list[Utterance], generator: torch.Generator) -> None:
-    weighted = WeightedSum(store.num_layers)
+    weighted = WeightedSum(store.num_layers, store.hidden_size)
     durations = [u.duration or 0.0 for u in utterances]
     for batch in bucket_batches(durations, batch_seconds=6.0 * S3PRL_BATCH, generator=generator):
         features, _ = store.batch([utterances[i].id for i in batch])
@@ -86,7 +86,7 @@ def seconds(work: Callable[[], object], times: int = 1) -> float:
 
 def sums(layers: int, shape: tuple[int, int, int], times: int) -> tuple[float, float]:
     states = list(torch.randn(layers, *shape, generator=torch.Generator().manual_seed(0)))
-    running, stacked = WeightedSum(layers), StackedSum(layers)
+    running, stacked = WeightedSum(layers, shape[-1]), StackedSum(layers)
     torch.testing.assert_close(running(states), stacked(states), atol=1e-5, rtol=1e-4)
     return (
         seconds(lambda: running(states).sum().backward(), times),

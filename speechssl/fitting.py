@@ -26,7 +26,8 @@ from speechssl.crops import choose_crops, training_crops
 from speechssl.data.balance import Balance
 from speechssl.data.batching import BatchStream, bucket_batches, derive_seed, make_generator
 from speechssl.errors import SpeechsslError
-from speechssl.featurizer.weighted_sum import WeightedSum
+from speechssl.featurizer.build import build_featurizer
+from speechssl.featurizer.interface import Interface
 from speechssl.files import replacing
 from speechssl.result import Evaluation
 from speechssl.task import Task, TaskData, TrainConfig
@@ -63,9 +64,9 @@ class Features(Protocol):
 
 
 class Probe(nn.Module):
-    """What is trained on a frozen upstream: the weights of its layers, and a head."""
+    """What is trained on a frozen upstream: what joins its layers, and a head."""
 
-    def __init__(self, featurizer: WeightedSum, head: nn.Module) -> None:
+    def __init__(self, featurizer: Interface, head: nn.Module) -> None:
         super().__init__()
         self.featurizer = featurizer
         self.head = head
@@ -101,11 +102,16 @@ class Fitted:
 
 
 def build_probe(task: Task, data: TaskData, *, num_layers: int, size: int, frame_rate: float, seed: int) -> Probe:
-    """Makes the layer weights and the head; equal seeds give equal weights, and no global random state is touched."""
+    """Makes what joins the layers, and the head; equal seeds give equal weights, and no global random state is touched.
+
+    Args:
+        size: width of a layer; the head is as wide as what joins them says.
+    """
+    with seeded(derive_seed(seed, "featurizer")):
+        featurizer = build_featurizer(task.config.features, num_layers, size)
     with seeded(derive_seed(seed, "head")):
-        head = task.build_head(size, frame_rate, data)
-    normalize: bool = task.config.features.normalize
-    return Probe(WeightedSum(num_layers, normalize=normalize), head)
+        head = task.build_head(featurizer.hidden_size, frame_rate, data)
+    return Probe(featurizer, head)
 
 
 @contextmanager
@@ -240,7 +246,7 @@ class Fit:
             seeded(derive_seed(self.seed, "dropout", step)),
             torch.autocast(self.device.type, torch.bfloat16, enabled=bf16),
         ):
-            summed = self.probe.featurizer(states.to(self.device))
+            summed = self.probe.featurizer(states.to(self.device), lengths.to(self.device))
             out = self.task.loss(self.probe.head, summed, lengths.to(self.device), utterances, self.data, generator)
             size = out.sample_size.to(out.loss_sum.device).clamp(min=1)
             loss = out.loss_sum / size
@@ -347,7 +353,7 @@ def predict(
     for indices in bucket_batches(durations, batch_seconds=config.batch_seconds, max_size=config.max_batch_size):
         part = [utterances[i] for i in indices]
         states, lengths = features.batch([u.id for u in part])
-        summed = probe.featurizer(states.to(device))
+        summed = probe.featurizer(states.to(device), lengths.to(device))
         predictions = task.predict(probe.head, summed, lengths.to(device), part, data)
         found.update({u.id: p for u, p in zip(part, predictions, strict=True)})
     return found

@@ -16,7 +16,7 @@ def states(seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_running_sum_equals_the_stacked_sum_in_value_and_gradient(normalize: bool) -> None:
-    module = WeightedSum(4, normalize=normalize)
+    module = WeightedSum(4, 5, normalize=normalize)
     with torch.no_grad():
         module.logits.copy_(torch.tensor([0.3, -1.0, 2.0, 0.0]))
     out = module(states())
@@ -30,33 +30,33 @@ def test_running_sum_equals_the_stacked_sum_in_value_and_gradient(normalize: boo
 
 
 def test_weights_begin_equal_and_sum_to_one() -> None:
-    torch.testing.assert_close(WeightedSum(4).weights(), torch.full((4,), 0.25))
+    torch.testing.assert_close(WeightedSum(4, 5).weights(), torch.full((4,), 0.25))
 
 
 def test_hidden_states_lists_and_tensors_give_the_same() -> None:
-    module, tensor = WeightedSum(4), states()
+    module, tensor = WeightedSum(4, 5), states()
     expected = module(tensor)
     torch.testing.assert_close(module(list(tensor)), expected, atol=0, rtol=0)
     torch.testing.assert_close(module(HiddenStates(dict(enumerate(tensor)), 4)), expected, atol=0, rtol=0)
 
 
 def test_bf16_features_are_summed_in_float32_and_pooled_ones_as_well() -> None:
-    out = WeightedSum(4)(states().bfloat16())
+    out = WeightedSum(4, 5)(states().bfloat16())
     assert out.dtype == torch.float32
-    assert WeightedSum(4)(states()[:, :, 0]).shape == (3, 5)
+    assert WeightedSum(4, 5)(states()[:, :, 0]).shape == (3, 5)
 
 
 def test_one_layer_has_nothing_to_learn() -> None:
-    module = WeightedSum(1)
+    module = WeightedSum(1, 5)
     torch.testing.assert_close(module(states()[:1]), states()[0], atol=0, rtol=0)
     assert not module.logits.requires_grad
 
 
 def test_wrong_layers_are_refused() -> None:
     with pytest.raises(SpeechsslError, match="4 layers, but holds 3"):
-        WeightedSum(4)(states()[:3])
+        WeightedSum(4, 5)(states()[:3])
     with pytest.raises(SpeechsslError, match="one shape"):
-        WeightedSum(2)([torch.zeros(1, 2, 3), torch.zeros(1, 2, 4)])
+        WeightedSum(2, 3)([torch.zeros(1, 2, 3), torch.zeros(1, 2, 4)])
 
 
 def test_stacked_frames_hold_their_neighbours_and_zeros_after_the_end() -> None:

@@ -45,7 +45,7 @@ class FrameEmbedder(nn.Module):
                 f"The layers of '{name}' have different widths ({sorted(widths)}): choose one, as in '{name}{LAYERS}1'."
             )
         self.width = widths.pop()
-        self.mean = WeightedSum(len(self.layers), normalize=len(self.layers) > 1)
+        self.mean = WeightedSum(len(self.layers), self.width, normalize=len(self.layers) > 1)
         self.shortest = self._fewest_samples()
         self.requires_grad_(False)
 
