@@ -25,7 +25,7 @@ from speechssl.checkpoint import save_tensors
 from speechssl.crops import choose_crops, training_crops
 from speechssl.data.balance import Balance
 from speechssl.data.batching import BatchStream, bucket_batches, derive_seed, make_generator
-from speechssl.errors import SpeechsslError
+from speechssl.errors import DivergedError, SpeechsslError
 from speechssl.featurizer.build import build_featurizer
 from speechssl.featurizer.interface import Interface
 from speechssl.files import replacing
@@ -102,11 +102,7 @@ class Fitted:
 
 
 def build_probe(task: Task, data: TaskData, *, num_layers: int, size: int, frame_rate: float, seed: int) -> Probe:
-    """Makes what joins the layers, and the head; equal seeds give equal weights, and no global random state is touched.
-
-    Args:
-        size: width of a layer; the head is as wide as what joins them says.
-    """
+    """Makes what joins the layers, and the head; equal seeds give equal weights, and no global state is touched."""
     with seeded(derive_seed(seed, "featurizer")):
         featurizer = build_featurizer(task.config.features, num_layers, size)
     with seeded(derive_seed(seed, "head")):
@@ -165,8 +161,15 @@ class Fit:
         """Trains, keeps the best by dev, and measures it on dev and once on test.
 
         Raises:
-            SpeechsslError: a loss or a metric that is not finite.
+            DivergedError: a loss or a metric that is not finite.
         """
+        self.fit()
+        dev, test = self.evaluate("dev"), self.evaluate("test")
+        (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        return Fitted(self.progress, dev, test)
+
+    def fit(self) -> None:
+        """Trains, and leaves the probe with the weights that were best on dev; the checkpoint stays."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
         if self.optimizer is None:
@@ -177,9 +180,6 @@ class Fit:
             load_probe(self.probe, self.folder)
         else:
             save_probe(self.probe, self.folder)
-        dev, test = self.evaluate("dev"), self.evaluate("test")
-        (self.folder / CHECKPOINT).unlink(missing_ok=True)
-        return Fitted(self.progress, dev, test)
 
     def evaluate(self, split: str) -> Evaluation:
         """Measures the current weights on one split."""
@@ -254,7 +254,7 @@ class Fit:
         norm = nn.utils.clip_grad_norm_(self.probe.parameters(), self.config.clip_norm)
         value = float(loss.detach())
         if not math.isfinite(value) or not math.isfinite(float(norm)):
-            raise SpeechsslError(
+            raise DivergedError(
                 f"The loss of '{self.task.name}' is {value} at step {step} (gradient norm {float(norm)}): "
                 "lower `train.learning_rate`."
             )
@@ -269,7 +269,7 @@ class Fit:
         name = self.task.metric
         value = found[name].value
         if not math.isfinite(value):
-            raise SpeechsslError(f"The {name} of '{self.task.name}' on dev is {value} at step {self.progress.step}.")
+            raise DivergedError(f"The {name} of '{self.task.name}' on dev is {value} at step {self.progress.step}.")
         self.progress.point(f"dev {name}", value)
         self._log(step=self.progress.step, **{f"dev {k}": v.value for k, v in found.items()})
         best = self.progress.best

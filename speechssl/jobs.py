@@ -6,13 +6,13 @@ import logging
 import multiprocessing
 import queue
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 
@@ -20,7 +20,7 @@ from speechssl.cache import FeatureCache
 from speechssl.config import to_dict
 from speechssl.crops import MARK, training_crops
 from speechssl.data.corpus import Corpus
-from speechssl.errors import ManifestError, SpeechsslError
+from speechssl.errors import DivergedError, ManifestError, SpeechsslError
 from speechssl.feature_store import FeatureStore
 from speechssl.fitting import Fit, Fitted
 from speechssl.inference import save_task
@@ -34,6 +34,9 @@ from speechssl.upstream_spec import CachedUpstream, UpstreamCard
 from speechssl.variants import Variant
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Advance: TypeAlias = Callable[[int, str], None]
+"""advance(steps done since the last call, note)."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Job:
     options: RunOptions
     features: Mapping[str, float]
     seconds: float
+    sweep: Mapping[str, float] = field(default_factory=dict)
+    """Where dev chose between settings: 'setting=value' -> its score."""
 
     def identity(self) -> str:
         """A hash of all that decides the numbers."""
@@ -84,6 +89,9 @@ class Work:
     task: Task
     data: TaskData
     store: FeatureStore
+
+
+_Execute: TypeAlias = Callable[[Work, Advance], T]
 
 
 def build_task(name: str, config: Any) -> Task:
@@ -132,26 +140,37 @@ def with_cost(jobs: Sequence[Job], store: FeatureStore) -> list[Job]:
 
 def run_all(work: Sequence[Work]) -> dict[Path, RunResult]:
     """Runs all, in `options.jobs` processes; returns folder -> result."""
+    return _each(work, _execute, f"Training {len(work)} runs")
+
+
+def run_candidates(work: Sequence[Work]) -> dict[Path, float | None]:
+    """Trains all likewise, without a look at test, and leaves their checkpoints.
+
+    Returns:
+        folder -> the best value of the task's metric on dev; None where the loss diverged.
+    """
+    return _each(work, _try, f"Trying {len(work)} settings")
+
+
+def _each(work: Sequence[Work], execute: _Execute[T], title: str) -> dict[Path, T]:
     if not work:
         return {}
     jobs = [one.job for one in work]
     total = sum(max(1, job.config.train.steps) for job in jobs)
     workers = min(jobs[0].options.jobs, len(jobs))
-    with progress(f"Training {len(jobs)} runs of {jobs[0].task}", total, unit="steps") as advance:
+    with progress(f"{title} of {jobs[0].task}", total, unit="steps") as advance:
         if workers > 1:
-            return _run_in_pool(jobs, workers, advance)
-        return {
-            one.job.folder: _execute(one.job, one.task, data=one.data, store=one.store, advance=advance) for one in work
-        }
+            return _run_in_pool(jobs, execute, workers, advance)
+        return {one.job.folder: execute(one, advance) for one in work}
 
 
-def _run_in_pool(jobs: Sequence[Job], workers: int, advance: Any) -> dict[Path, RunResult]:
+def _run_in_pool(jobs: Sequence[Job], execute: _Execute[T], workers: int, advance: Any) -> dict[Path, T]:
     # Forked children of a process whose torch has started threads can hang; fresh ones can't.
     context = multiprocessing.get_context("spawn")
     steps: Any = context.Queue()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(steps,)) as pool:
-        futures: dict[Future[RunResult], Path] = {pool.submit(_execute_alone, job): job.folder for job in jobs}
-        pending = set(futures)
+        futures = {pool.submit(_execute_alone, job, execute): job.folder for job in jobs}
+        pending: set[Future[T]] = set(futures)
         try:
             while pending:
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -185,33 +204,48 @@ def _start_worker(steps: Any) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
 
 
-def _execute_alone(job: Job) -> RunResult:
+def _execute_alone(job: Job, execute: _Execute[T]) -> T:
     """In a worker process: opens the corpus and the cached features anew."""
     task = build_task(job.task, job.config)
     data = task.prepare(job.corpus)
     store = compute_features(CachedUpstream(job.card), task, data, job.options)
-    return _execute(job, task, data=data, store=store, advance=lambda amount, note: _steps.put((amount, note)))
+    return execute(Work(job, task, data, store), lambda amount, note: _steps.put((amount, note)))
 
 
-def _execute(job: Job, task: Task, *, data: TaskData, store: FeatureStore, advance: Any) -> RunResult:
-    data = _without_bad(data, store)
+def _execute(work: Work, advance: Advance) -> RunResult:
+    job, fit = work.job, _make_fit(work, advance)
+    with _threads(job.options.threads):
+        fitted = fit.run()
+    result = _result(job, work.task, fit, fitted)
+    save_task(job.folder, work.task, fit.data, card=job.card, layers=work.store.layers, size=work.store.hidden_size)
+    result.save(job.folder)
+    return result
+
+
+def _try(work: Work, advance: Advance) -> float | None:
+    fit = _make_fit(work, advance)
+    try:
+        with _threads(work.job.options.threads):
+            fit.fit()
+    except DivergedError as error:
+        logger.warning("%s is out of the choice: %s", work.job.folder, error)
+        return None
+    return fit.progress.best
+
+
+def _make_fit(work: Work, advance: Advance) -> Fit:
+    job, data = work.job, _without_bad(work.data, work.store)
     title = " ".join((job.card.info.label, *job.variant.folders, f"seed {job.seed}"))
-    fit = Fit(
-        task,
+    return Fit(
+        work.task,
         data,
-        dict.fromkeys(data.splits, store),
+        dict.fromkeys(data.splits, work.store),
         seed=job.seed,
         folder=job.folder,
         identity=job.identity(),
         device=job.options.device,
         report=lambda amount, note: advance(amount, f"{title} {note}"),
     )
-    with _threads(job.options.threads):
-        fitted = fit.run()
-    result = _result(job, task, fit, fitted)
-    save_task(job.folder, task, data, card=job.card, layers=store.layers, size=store.hidden_size)
-    result.save(job.folder)
-    return result
 
 
 @contextmanager
@@ -240,6 +274,7 @@ def _without_bad(data: TaskData, store: FeatureStore) -> TaskData:
 
 def _result(job: Job, task: Task, fit: Fit, fitted: Fitted) -> RunResult:
     state = fitted.progress
+    weights = fit.probe.featurizer.weights()
     return RunResult(
         task=job.task,
         upstream=job.card.info,
@@ -250,7 +285,7 @@ def _result(job: Job, task: Task, fit: Fit, fitted: Fitted) -> RunResult:
         higher_is_better=task.higher_is_better,
         dev=fitted.dev,
         test=fitted.test,
-        layer_weights=fit.probe.featurizer.weights().tolist(),
+        layer_weights=[] if weights is None else weights.tolist(),
         curves=state.curves,
         trained_parameters=fit.probe.trained_parameters(),
         seconds={"features": job.seconds, **state.seconds},
@@ -261,4 +296,5 @@ def _result(job: Job, task: Task, fit: Fit, fitted: Fitted) -> RunResult:
         versions=versions(),
         head=job.variant.head,
         fold=job.variant.fold,
+        sweep=job.sweep,
     )

@@ -75,7 +75,8 @@ class RunResult:
     dev: Evaluation
     test: Evaluation
     layer_weights: Sequence[float]
-    """Softmax weights of the layers (sums to 1); a single 1.0 where one layer was used."""
+    """Softmax weights of the layers (sums to 1); a single 1.0 where one layer was used, none where `features.interface`
+    joins them without such weights."""
     curves: Mapping[str, Sequence[tuple[int, float]]]
     """Name ('train loss', 'dev <metric>') -> (step, value)."""
     trained_parameters: int
@@ -93,6 +94,9 @@ class RunResult:
     """Which of the task's heads, where they were compared (`speechssl run --heads`); '' = the one of the config."""
     fold: int = 0
     """Which fold, where there are several (`speechssl run --folds`); their mean is the score."""
+    sweep: Mapping[str, float] = field(default_factory=dict)
+    """Where dev chose between settings (`speechssl run --sweep`): 'setting=value' -> its score on dev, a mean over
+    seeds; those that diverged are missing."""
 
     @property
     def column(self) -> str:

@@ -31,8 +31,8 @@ class FeatureConfig:
     """Whether each layer is layer-normalised (no affine) before they are joined, as S3PRL's
     `--upstream_feature_normalize`; with pooling 'mean' it is the means that are."""
     interface: Kind = "weighted_sum"
-    """How the layers are joined, as in `speechssl run asr_demo -s features.interface=hierarchical_conv`: 'weighted_sum',
-    'single' (with one layer in `layers`), 'concat', 'hierarchical_conv' or 'attention'."""
+    """How the layers are joined, as in `speechssl run asr_demo -s features.interface=hierarchical_conv`; 'single' takes
+    the one layer in `layers`."""
     interface_size: int | None = None
     """Width to which a linear layer brings what 'concat' puts side by side; None = as wide as all layers together."""
     pooling: Literal["none", "mean"] = "none"
@@ -47,8 +47,8 @@ class FeatureConfig:
     def __post_init__(self) -> None:
         if self.interface in NEEDS_FRAMES and self.pooling == "mean":
             raise ConfigError(
-                f"`features.interface={self.interface}` is not linear, so that the mean over time can't be taken before "
-                "it: set `features.pooling=none`."
+                f"`features.interface={self.interface}` is not linear, so that the mean over time can't come "
+                "before it: set `features.pooling=none`."
             )
         if self.interface == "single" and (self.layers is None or len(self.layers) != 1):
             raise ConfigError(

@@ -37,7 +37,7 @@ class Concat(Interface):
         del lengths  # 0 stays 0
         if self.project is None:
             return torch.cat([self._prepare(layer) for layer in layers], dim=-1)  # (..., K * D)
-        parts = self.project.weight.split(self.size, dim=1)  # K of (E, D)
+        parts = torch.split(self.project.weight, self.size, dim=1)  # K of (E, D)
         total = F.linear(self._prepare(layers[0]), parts[0])  # (..., E)
         for layer, part in zip(layers[1:], parts[1:], strict=True):
             total = total + F.linear(self._prepare(layer), part)

@@ -16,8 +16,8 @@ from speechssl.errors import SpeechsslError
 from speechssl.lengths import lengths_to_padding_mask
 
 Kind = Literal["weighted_sum", "single", "concat", "hierarchical_conv", "attention"]
-"""'weighted_sum' is SUPERB's: one learned weight per layer. 'single': one layer as it is. 'concat': layers side by side.
-'hierarchical_conv': convolutions over the layers. 'attention': weights of the layers that differ from frame to
+"""'weighted_sum' is SUPERB's: one learned weight per layer. 'single': one layer as it is. 'concat': layers side by
+side. 'hierarchical_conv': convolutions over the layers. 'attention': weights of the layers that differ from frame to
 frame."""
 NEEDS_FRAMES: frozenset[Kind] = frozenset({"hierarchical_conv", "attention"})
 """The others are linear, so that they commute with the mean over time."""

@@ -150,7 +150,7 @@ def _end(data: Band, name: str) -> str:
 
 
 def layer_figure(groups: Sequence[Group], colours: Mapping[str, int]) -> Figure | None:
-    """Weights that the task learned for the layers; None where no upstream has more than one."""
+    """Weights that the task learned for the layers; None where no upstream has several layers with weights."""
     series: dict[str, tuple[int, np.ndarray]] = {}
     for group in groups:
         lengths = {len(r.layer_weights) for r in group.results}
@@ -159,7 +159,7 @@ def layer_figure(groups: Sequence[Group], colours: Mapping[str, int]) -> Figure 
             series[group.label] = (colours[group.label], weights)
     if not series:
         return None
-    single = [g.label for g in groups if g.label not in series]
+    single = [g.label for g in groups if all(len(r.layer_weights) == 1 for r in g.results)]
     caption = (
         "Softmax weights of the learned sum over layers, mean over the seeds. A high bar means that the task draws on "
         "this layer; the dotted line is the weight that all layers start with."
