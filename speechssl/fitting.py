@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ class Features(Protocol):
     """What fitting needs of `speechssl.cache.FeatureStore`."""
 
     frame_rate: float
+    layers: tuple[int, ...]
+    """Which hidden states, ascending; row k of every array is layer `layers[k]`."""
 
     @property
     def num_layers(self) -> int:
@@ -74,6 +76,29 @@ class Probe(nn.Module):
     def trained_parameters(self) -> int:
         """How many numbers are trained."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+@runtime_checkable
+class MeasuresFeatures(Protocol):
+    """A task that measures the layers themselves, rather than what its head predicts from them."""
+
+    def measure(  # noqa: PLR0917  what `Task.evaluate` gets, and where the predictions would come from
+        self,
+        probe: Probe,
+        features: Features,
+        data: TaskData,
+        split: str,
+        folder: Path,
+        note: Callable[[str], None],
+    ) -> Evaluation:
+        """Measures one split, 'dev' before 'test'.
+
+        Args:
+            probe: what dev chooses may be put into it: it is saved after test.
+            features: holds the utterances of all splits.
+            folder: as in `Task.evaluate`.
+            note: shows how far it is.
+        """
 
 
 @dataclass
@@ -165,6 +190,8 @@ class Fit:
         """
         self.fit()
         dev, test = self.evaluate("dev"), self.evaluate("test")
+        if self.progress.best is None:
+            save_probe(self.probe, self.folder)
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
         return Fitted(self.progress, dev, test)
 
@@ -184,8 +211,14 @@ class Fit:
     def evaluate(self, split: str) -> Evaluation:
         """Measures the current weights on one split."""
         begin = time.perf_counter()
-        predictions = predict(self.probe, self.task, self.data, split, self.features[split], device=self.device)
-        found = self.task.evaluate(self.probe.head, predictions, self.data, split, self.folder)
+        features = self.features[split]
+        if isinstance(self.task, MeasuresFeatures):
+            found = self.task.measure(
+                self.probe, features, self.data, split, self.folder, lambda text: self.report(0, text)
+            )
+        else:
+            predictions = predict(self.probe, self.task, self.data, split, features, device=self.device)
+            found = self.task.evaluate(self.probe.head, predictions, self.data, split, self.folder)
         self.progress.seconds["evaluate"] += time.perf_counter() - begin
         return found
 
