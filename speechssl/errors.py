@@ -24,6 +24,10 @@ class ManifestError(SpeechsslError):
     """A corpus or manifest that is missing, malformed, or points to files that are not there."""
 
 
+class DivergedError(SpeechsslError):
+    """A loss, gradient or metric that is not finite any more."""
+
+
 class UnknownNameError(SpeechsslError):
     """An upstream, task, corpus or preset that nobody registered; names near matches."""
 

@@ -27,7 +27,7 @@ from speechssl.inference import save_task
 from speechssl.progress import progress
 from speechssl.registry import task_module
 from speechssl.result import RunResult, hardware, versions
-from speechssl.task import Task, TaskData
+from speechssl.task import Task, TaskData, take_share
 from speechssl.types import Utterance
 from speechssl.upstream import Upstream
 from speechssl.upstream_spec import CachedUpstream, UpstreamCard
@@ -70,9 +70,10 @@ class Job:
     variant: Variant
     folder: Path
     options: RunOptions
-    features: Mapping[str, float]
-    seconds: float
-    sweep: Mapping[str, float] = field(default_factory=dict)
+    features: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    """Wall time that its features took."""
+    sweep: Mapping[str, float | None] = field(default_factory=dict)
     """Where dev chose between settings: 'setting=value' -> its score."""
 
     def identity(self) -> str:
@@ -207,7 +208,7 @@ def _start_worker(steps: Any) -> None:
 def _execute_alone(job: Job, execute: _Execute[T]) -> T:
     """In a worker process: opens the corpus and the cached features anew."""
     task = build_task(job.task, job.config)
-    data = task.prepare(job.corpus)
+    data = take_share(task.prepare(job.corpus), job.config.subset)
     store = compute_features(CachedUpstream(job.card), task, data, job.options)
     return execute(Work(job, task, data, store), lambda amount, note: _steps.put((amount, note)))
 

@@ -94,9 +94,9 @@ class RunResult:
     """Which of the task's heads, where they were compared (`speechssl run --heads`); '' = the one of the config."""
     fold: int = 0
     """Which fold, where there are several (`speechssl run --folds`); their mean is the score."""
-    sweep: Mapping[str, float] = field(default_factory=dict)
+    sweep: Mapping[str, float | None] = field(default_factory=dict)
     """Where dev chose between settings (`speechssl run --sweep`): 'setting=value' -> its score on dev, a mean over
-    seeds; those that diverged are missing."""
+    seeds; null where it diverged."""
 
     @property
     def column(self) -> str:

@@ -9,18 +9,21 @@
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from speechssl.config import load_config
+from speechssl.config import from_dict, load_config
 from speechssl.data.corpus import Corpus, open_corpus
 from speechssl.errors import ConfigError, ManifestError, UnknownNameError
 from speechssl.extraction import find_bad
 from speechssl.jobs import Job, RunOptions, Work, build_task, compute_features, plain, run_all, with_cost
 from speechssl.registry import list_tasks, task_module
 from speechssl.result import RunResult, load_result
+from speechssl.sweep import Sweep, choose, parse_sweep, tidy
+from speechssl.task import TrainConfig, take_share
 from speechssl.upstream_spec import (
     UpstreamLike,
     load,
@@ -44,6 +47,8 @@ def run(
     overrides: Sequence[str] = (),
     heads: Sequence[str] = (),
     folds: Sequence[int | str] = (),
+    sweep: Sweep | str | None = None,
+    subset: float | None = None,
     out: str | Path = "exp",
     random_weights: int | None = None,
     options: RunOptions | None = None,
@@ -60,6 +65,8 @@ def run(
         preset: of the task; None = its default, named like the task.
         heads: of the task, to be run side by side; 'all' = each of them, none = the one of the config.
         folds: of the corpus, such as those of emotion recognition; 'all' = each, none = the one of the config.
+        sweep: values of a setting, such as 'lr=1e-2,1e-3', of which dev chooses (`speechssl.sweep`).
+        subset: share of the utterances, and of the steps, for a quick look (`shrink`).
         out: results go to <out>/<task>/<label>/seed<k>, below the upstream's folder those of heads and folds apart.
         random_weights: seed; gives every upstream random weights.
 
@@ -69,45 +76,39 @@ def run(
     options = options or RunOptions()
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"`seeds` must be distinct and at least one, but is {list(seeds)}.")
-    name, config = resolve_config(task_name, config=config, preset=preset, yaml=yaml, overrides=overrides)
+    name, config = resolve_config(
+        task_name, config=config, preset=preset, yaml=yaml, overrides=overrides, subset=subset
+    )
+    tried = parse_sweep(sweep) if isinstance(sweep, str) else sweep
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     if options.skip_bad:
         opened = _without_bad_files(opened)
     specs = resolve_upstreams(upstream, random_weights=random_weights)
-    results: dict[Path, RunResult] = {}
+    results: dict[Path, RunResult | None] = {}
     work: list[Work] = []
-    order: list[Path] = []
     for variant in make_variants(name, heads=heads, folds=folds):
         task = build_task(name, load_config(config, overrides=variant.overrides))
-        data = task.prepare(opened)
+        data = take_share(task.prepare(opened), task.config.subset)
         for spec, loaded in specs:
             model = load(spec, device=options.device) if loaded is None else loaded
-            new: list[Job] = []
-            for seed in seeds:
-                job = Job(
-                    task=name,
-                    config=task.config,
-                    corpus=opened,
-                    card=make_card(spec, model),
-                    seed=seed,
-                    variant=variant,
-                    folder=Path(out, name, spec.folder, *variant.folders, f"seed{seed}"),
-                    options=options,
-                    features={},
-                    seconds=0.0,
-                )
-                order.append(job.folder)
-                finished = None if options.force else _finished(job, opened)
-                if finished is None:
-                    new.append(job)
-                else:
-                    results[job.folder] = finished
-            if new:
+            folder = Path(out, name, spec.folder, *variant.folders)
+            card = make_card(spec, model)
+            jobs = [
+                Job(name, task.config, opened, card, seed, variant, folder / f"seed{seed}", options) for seed in seeds
+            ]
+            found = {job.folder: None if options.force else _finished(job, tried) for job in jobs}
+            results.update(found)
+            missing = [job for job in jobs if found[job.folder] is None]
+            if missing:
+                new = missing if tried is None else jobs  # dev chooses for all seeds together
                 store = compute_features(model, task, data, options)
                 work += [Work(job, task, data, store) for job in with_cost(new, store)]
             del model
+    if tried is not None:
+        work = choose(work, tried)
     results.update(run_all(work))
-    return [results[folder] for folder in order]
+    tidy(work)
+    return [result for result in results.values() if result is not None]
 
 
 def resolve_config(
@@ -117,8 +118,12 @@ def resolve_config(
     preset: str | None = None,
     yaml: str | Path | None = None,
     overrides: Sequence[str] = (),
+    subset: float | None = None,
 ) -> tuple[str, Any]:
     """Returns the task's folder name and its config.
+
+    Args:
+        subset: as `shrink` takes it; overrides are applied after it.
 
     Raises:
         UnknownNameError: no such task or preset; near matches are named.
@@ -132,25 +137,42 @@ def resolve_config(
     if config is not None:
         if preset is not None or yaml is not None or overrides:
             raise ConfigError("Give either `config`, or `preset`, `yaml` and `overrides`, not both.")
-        return name, config
+        return name, shrink(config, subset)
     presets: Mapping[str, Any] = task_module(name, "config").PRESETS
     wanted = preset or task_name
     if wanted not in presets:
         raise UnknownNameError(f"preset of '{name}'", wanted, presets)
-    return name, load_config(presets[wanted], yaml=yaml, overrides=overrides)
+    return name, load_config(shrink(load_config(presets[wanted], yaml=yaml), subset), overrides=overrides)
 
 
-def _finished(job: Job, corpus: Corpus) -> RunResult | None:
+def shrink(config: Any, share: float | None) -> Any:
+    """A config for a quick look: a share of the utterances of each split, and of the steps, so that each utterance that
+    is left is heard as often."""
+    if share is None:
+        return config
+    train: TrainConfig = config.train
+    fewer = replace(
+        train,
+        steps=math.ceil(train.steps * share),
+        warmup_steps=math.ceil(train.warmup_steps * share),
+        evaluate_every=max(1, math.ceil(train.evaluate_every * share)),
+    )
+    return replace(config, train=fewer, subset=share)
+
+
+def _finished(job: Job, sweep: Sweep | None) -> RunResult | None:
     """The result that is there already, if it is of the same config, corpus and upstream."""
     try:
         found = load_result(job.folder)
     except ManifestError:
         return None
+    configs = {"": job.config} if sweep is None else sweep.candidates(job.config)
+    same_sweep = sweep is None or (set(found.sweep) <= set(configs) and bool(found.sweep))
     changed = [
         what
         for what, same in (
-            ("config", found.config == plain(job.config)),
-            ("corpus", found.corpus.get("fingerprint") == corpus.fingerprint),
+            ("config", same_sweep and any(_same_settings(found.config, config) for config in configs.values())),
+            ("corpus", found.corpus.get("fingerprint") == job.corpus.fingerprint),
             ("upstream", found.upstream.fingerprint == job.card.info.fingerprint),
         )
         if not same
@@ -160,6 +182,15 @@ def _finished(job: Job, corpus: Corpus) -> RunResult | None:
         return None
     logger.info("%s is finished and not run again; --force would.", job.folder)
     return replace(found, upstream=job.card.info)
+
+
+def _same_settings(saved: Mapping[str, Any], config: Any) -> bool:
+    """Whether a run's saved settings are these; what did not exist when it was saved had its default."""
+    try:
+        whole = from_dict(type(config)(), saved, origin="result.json")
+    except (ConfigError, TypeError):
+        return False
+    return bool(plain(whole) == plain(config))
 
 
 def _without_bad_files(corpus: Corpus) -> Corpus:

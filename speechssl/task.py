@@ -7,7 +7,7 @@ which utterances, which head, which loss and which metric. B batch, T frames, D 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.data.corpus import Corpus
+from speechssl.data.seeds import derive_seed
 from speechssl.errors import ConfigError
 from speechssl.featurizer.interface import LEARNS_WEIGHTS, NEEDS_FRAMES, Kind
 from speechssl.result import Evaluation
@@ -104,9 +105,13 @@ class TaskConfig:
 
     train: TrainConfig = field(default_factory=TrainConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
+    subset: float = 1.0
+    """Share of the utterances of each split, chosen by a hash of their ids, for a quick look."""
 
     def __post_init__(self) -> None:
         features = self.features
+        if not 0.0 < self.subset <= 1.0:
+            raise ConfigError(f"`subset` must be above 0 and at most 1, but is {self.subset}.")
         if features.crops < 0 or (features.crops > 0 and self.train.max_duration is None):
             raise ConfigError(
                 f"`features.crops` must be 0, or the number of crops of `train.max_duration` seconds, but is "
@@ -127,6 +132,18 @@ class TaskData:
     """'train', 'dev', 'test'. Every utterance whose features are needed is in one of them, exactly once per split."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else the task wants to keep (vocabulary, trials, ...), owned and typed by the task."""
+
+
+def take_share(data: TaskData, share: float) -> TaskData:
+    """A share of the utterances of each split (at least two): the same ones on every machine, in the same order."""
+    if share == 1.0:
+        return data
+    splits = {}
+    for split, utterances in data.splits.items():
+        ranked = sorted(utterances, key=lambda u: derive_seed("subset", u.id))
+        kept = {u.id for u in ranked[: max(2, round(share * len(utterances)))]}
+        splits[split] = [u for u in utterances if u.id in kept]
+    return replace(data, splits=splits)
 
 
 class Task(ABC):

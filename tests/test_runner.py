@@ -22,7 +22,7 @@ from speechssl.fitting import Fit, schedule
 from speechssl.inference import infer
 from speechssl.jobs import RunOptions
 from speechssl.loading import load_upstream
-from speechssl.result import RunResult, load_result
+from speechssl.result import Evaluation, RunResult, load_result
 from speechssl.runner import resolve_config, run
 from speechssl.task import FeatureConfig, TrainConfig
 from speechssl.upstream_spec import parse_spec
@@ -335,3 +335,76 @@ def test_the_command_line_runs_a_task_and_applies_it(
         main([*arguments, "--set", "train.stps=4"])
     assert stopped.value.code == 1
     assert "Did you mean 'steps'" in capsys.readouterr().err
+
+
+def test_a_sweep_measures_what_dev_chose_and_nothing_else(
+    tiny_corpus: Path, tmp_path: Path, options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    original = Fit.evaluate
+
+    def noted(self: Fit, split: str) -> Evaluation:
+        looked.append(f"{self.folder.name} {split}")
+        return original(self, split)
+
+    monkeypatch.setattr(Fit, "evaluate", noted)
+    results = once(tiny_corpus, tmp_path / "exp", options, sweep="lr=1e-9,5e-3", seeds=[0, 1])
+    assert [entry for entry in looked if entry.endswith("test")] == ["seed0 test", "seed1 test"]
+    scores = results[0].sweep
+    assert set(scores) == {"train.learning_rate=1e-9", "train.learning_rate=5e-3"}
+    best = min(scores, key=lambda text: scores[text] or 0.0)
+    assert (
+        f"train.learning_rate={results[0].config['train']['learning_rate']}"
+        == f"train.learning_rate={float(best[20:])}"
+    )
+    alone = once(
+        tiny_corpus,
+        tmp_path / "alone",
+        options,
+        config=dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, learning_rate=float(best[20:]))),
+        seeds=[0, 1],
+    )
+    assert [numbers(r) for r in results] == [numbers(r) for r in alone]
+    assert not list((tmp_path / "exp").rglob("sweep/*/checkpoint.pt"))
+    monkeypatch.setattr(Fit, "fit", None)
+    assert numbers(once(tiny_corpus, tmp_path / "exp", options, sweep="lr=1e-9,5e-3")[0]) == numbers(results[0])
+
+
+def test_a_candidate_that_diverges_loses_and_is_named(
+    tiny_corpus: Path, tmp_path: Path, options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (result,) = once(tiny_corpus, tmp_path / "exp", options, sweep="lr=5e-3,1e30")
+    assert result.sweep["train.learning_rate=1e30"] is None
+    assert result.config["train"]["learning_rate"] == 5e-3
+    with pytest.raises(SpeechsslError, match="Every candidate of 'fbank' diverged"):
+        once(tiny_corpus, tmp_path / "other", options, sweep="lr=1e30")
+
+
+@pytest.mark.parametrize("sweep", ["lr", "lr=1,1", "lr=1,", "features.normalize=true,false", "train.max_duration=1,2"])
+def test_a_sweep_that_makes_no_sense_is_refused(
+    tiny_corpus: Path, tmp_path: Path, options: RunOptions, sweep: str
+) -> None:
+    with pytest.raises(ConfigError, match="--sweep"):
+        once(tiny_corpus, tmp_path / "exp", options, sweep=sweep)
+
+
+def test_a_subset_has_fewer_utterances_and_steps(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
+    (whole,) = once(tiny_corpus, tmp_path / "exp", options)
+    (part,) = once(tiny_corpus, tmp_path / "part", options, subset=0.5)
+    assert part.config["train"]["steps"] == 6 and part.config["subset"] == 0.5
+    assert 0 < part.features["from_cache"] < whole.features["computed"]
+    assert part.features["computed"] == 0
+    with pytest.raises(ConfigError, match="`subset` must be above 0"):
+        once(tiny_corpus, tmp_path / "none", options, subset=0.0)
+
+
+def test_a_run_from_before_a_setting_existed_is_finished(
+    tiny_corpus: Path, tmp_path: Path, options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = once(tiny_corpus, tmp_path / "exp", options)
+    path = tmp_path / "exp/asr/fbank/seed0/result.json"
+    saved = json.loads(path.read_text())
+    del saved["config"]["subset"], saved["config"]["features"]["interface"], saved["sweep"]
+    path.write_text(json.dumps(saved))
+    monkeypatch.setattr(Fit, "run", None)
+    assert numbers(once(tiny_corpus, tmp_path / "exp", options)[0]) == numbers(first)

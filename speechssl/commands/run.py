@@ -36,6 +36,12 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     folds: Annotated[
         str | None, typer.Option(help="Folds of the corpus, such as 1,2; or all: their mean is shown.")
     ] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="A setting and values that dev chooses from, such as lr=1e-2,1e-3,1e-4.")
+    ] = None,
+    subset: Annotated[
+        float | None, typer.Option(help="Share of the utterances and of the steps, such as 0.1, for a quick look.")
+    ] = None,
     label: Annotated[list[str] | None, typer.Option(help="What tables call each upstream, in order.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Results go to OUT/TASK/LABEL/seedK.")] = Path("exp"),
     random_weights: Annotated[int | None, typer.Option(help="Seed; gives every upstream random weights.")] = None,
@@ -51,6 +57,8 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     """Train and evaluate a task on frozen upstreams.
 
     Example: speechssl run asr_demo -u fbank -u pretrained=exp/pretrain/upstream --seed 0 --seed 1 --jobs 2
+
+    Example: speechssl run keyword_spotting --corpus data/speech_commands -u hubert_base --sweep lr=1e-2,1e-3,1e-4
     """
     from rich.console import Console
 
@@ -72,6 +80,8 @@ def command(  # noqa: PLR0917  typer calls it by keyword
         overrides=override or [],
         heads=[] if heads is None else heads.split(","),
         folds=_numbers(folds),
+        sweep=sweep,
+        subset=subset,
         out=out,
         random_weights=random_weights,
         options=RunOptions(
