@@ -45,6 +45,8 @@ class SelfAttention(nn.Module):
         self.output = Linear(width, width)
         self.gate = PositionGate(width, heads=heads) if gated else None
         self.gate_hears_query = gate_hears_query
+        self.prefix: nn.Module | None = None
+        """From queries (B, H, T, D/H) to what is added to what they attend to, see `speechssl.adapt.prefix`."""
 
     def forward(self, x: Tensor, attended: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """Attends.
@@ -68,6 +70,8 @@ class SelfAttention(nn.Module):
             heard = qkv[:, :, 0].reshape(B, T, D) if self.gate_hears_query else x
             gate = None if self.gate is None else self.gate(heard)
             y = attend_gated(query, key, value, attended, gate=gate, positions=positions, dropout=dropout)
+        if self.prefix is not None:
+            y = y + self.prefix(query)
         return self.output(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]  # nn.Module returns Any
 
 

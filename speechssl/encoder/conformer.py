@@ -155,9 +155,10 @@ class ConformerEncoder(nn.Module):
         *,
         layers: Iterable[int],
         skipped_blocks: frozenset[int] = frozenset(),
+        entered: int | None = None,
     ) -> dict[int, Tensor]:
         """Encodes, and stops at the deepest layer asked for; see `TransformerEncoder.forward`."""
-        wanted, options = frozenset(layers), self.options
+        wanted, options, begin = frozenset(layers), self.options, entered or 0
         table = position_table(
             options.positions,
             x.size(1),
@@ -169,9 +170,11 @@ class ConformerEncoder(nn.Module):
         )
         if padding_mask is not None:
             x = x.masked_fill(padding_mask[:, :, None], 0.0)
-        x = self.dropout(x)
-        states = {0: x} if 0 in wanted else {}
+        x = self.dropout(x) if entered is None else x
+        states = {begin: x} if begin in wanted else {}
         for index, block in enumerate(self.blocks[: max(wanted, default=0)]):
+            if index < begin:
+                continue
             if index not in skipped_blocks:
                 x = self._run(block, x, table, padding_mask)
             if index + 1 in wanted:

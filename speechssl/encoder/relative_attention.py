@@ -48,6 +48,8 @@ class RelativeAttention(nn.Module):
         self.positions = positions
         self.limits = limits
         self.dropout = dropout
+        self.prefix: nn.Module | None = None
+        """From queries (B, H, T, D/H) to what is added to what they attend to, see `speechssl.adapt.prefix`."""
         self.qkv = Linear(width, 3 * width)
         self.output = Linear(width, width)
         if positions == "relative":
@@ -72,7 +74,7 @@ class RelativeAttention(nn.Module):
         query, key, value = (
             part.view(B, T, self.heads, D // self.heads).transpose(1, 2) for part in self._project(x, table)
         )  # each (B, H, T, D/H)
-        bias = attended
+        asked, bias = query, attended
         if self.positions == "relative":
             bias = _masked(self._sinusoid_scores(query, table), attended)
             query = query + self.content_bias[:, None, :]
@@ -80,6 +82,8 @@ class RelativeAttention(nn.Module):
             bias = _masked(self._learned_scores(query, table), attended)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+        if self.prefix is not None:
+            y = y + self.prefix(asked)
         return self.output(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]  # nn.Module returns Any
 
     def _project(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:

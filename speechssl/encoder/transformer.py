@@ -146,6 +146,7 @@ class TransformerEncoder(nn.Module):
         layers: Iterable[int],
         skipped_blocks: frozenset[int] = frozenset(),
         kept: FrameSubset | None = None,
+        entered: int | None = None,
     ) -> dict[int, Tensor]:
         """Encodes, and stops at the deepest layer asked for.
 
@@ -155,16 +156,20 @@ class TransformerEncoder(nn.Module):
             layers: wanted hidden states, within 0..L.
             skipped_blocks: blocks to pass by, counted from 0, for layer drop; see `sample_skipped_blocks`.
             kept: what goes on after the positions, of V frames per row; None = all.
+            entered: `x` is this hidden state, below L, and what made it is passed by; None = `x` is what comes in.
 
         Returns:
             layer -> (B, T, D), or (B, V, D); frames of padding hold arbitrary finite numbers.
         """
         wanted = frozenset(layers)
-        x, attended, positions = self._enter(x, padding_mask, kept)
-        states = {0: x} if 0 in wanted else {}
+        begin = entered or 0
+        x, attended, positions = self._enter(x, padding_mask, kept) if entered is None else self._go_on(x, padding_mask)
+        states = {begin: x} if begin in wanted else {}
         for index, block in enumerate(self.blocks):
             if index >= max(wanted, default=0):
                 break
+            if index < begin:
+                continue
             if index not in skipped_blocks:
                 x = self._run(block, x, attended, positions)
             elif self.run_skipped_blocks:
@@ -211,14 +216,21 @@ class TransformerEncoder(nn.Module):
             x = kept.take(x)  # (B, V, D)
             attended = None if kept.present is None else kept.present[:, None, None, :]
         x = self.dropout(x if self.pre_norm else self.norm(x))
-        if self.relative_bias is None:
-            return x, attended, None
-        if kept is not None:
+        if kept is not None and self.relative_bias is not None:
             return x, self._bias_between(kept, x), None
-        positions = self.relative_bias(x.size(1))  # for all blocks alike
-        if x.device.type != "cpu":
-            positions = positions.contiguous()  # once, since fused attention needs a mask that is no view
-        return x, attended, positions
+        return x, attended, self._positions(x)
+
+    def _go_on(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """As `_enter`, for a hidden state."""
+        return x, None if padding_mask is None else ~padding_mask[:, None, None, :], self._positions(x)
+
+    def _positions(self, x: Tensor) -> Tensor | None:
+        """For all blocks alike; None = there is no relative bias."""
+        if self.relative_bias is None:
+            return None
+        positions: Tensor = self.relative_bias(x.size(1))
+        # Contiguous once, since fused attention needs a mask that is no view.
+        return positions if x.device.type == "cpu" else positions.contiguous()
 
     def _bias_between(self, kept: FrameSubset, x: Tensor) -> Tensor:
         if not isinstance(self.relative_bias, LinearBias):
