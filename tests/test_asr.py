@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from downstreams.asr.config import PRESETS, AsrConfig
-from downstreams.asr.data import Vocabulary, make_vocabulary, read_splits
-from downstreams.asr.head import BidirectionalLSTM, RecurrentHead
 from downstreams.asr.task import TASK
 from speechssl.augment.spec_augment import SpecAugmentConfig, spec_augment, time_warp
+from speechssl.ctc.data import read_splits
+from speechssl.ctc.vocabulary import Characters, find_characters
 from speechssl.data.corpus import open_corpus
 from speechssl.decode.ctc import greedy_decode
 from speechssl.errors import ManifestError
+from speechssl.head.recurrent import BidirectionalLSTM, RecurrentHead
 from speechssl.task import TaskData
 from speechssl.types import Utterance
 
@@ -83,13 +84,13 @@ def test_greedy_decoding_merges_repeats_and_drops_blanks(path: list[int]) -> Non
 @given(st.text(alphabet="abč ", min_size=1, max_size=20))
 @settings(deadline=None, max_examples=40)
 def test_texts_survive_encoding(text: str) -> None:
-    vocabulary = Vocabulary((" ", "a", "b", "č"))
+    vocabulary = Characters((" ", "a", "b", "č"))
     assert vocabulary.decode(vocabulary.encode(text)) == " ".join(text.split())
     assert 0 not in vocabulary.encode(text)
 
 
 def test_unseen_characters_are_counted_and_never_encoded() -> None:
-    vocabulary = make_vocabulary([Utterance("u", "p", labels={"text": "ab a"})])
+    vocabulary = find_characters(["ab a"])
     assert vocabulary.characters == (" ", "a", "b")
     assert vocabulary.encode("axb") == [2, 3]
     assert vocabulary.unseen(["axx", "y"]) == {"x": 2, "y": 1}
@@ -97,7 +98,7 @@ def test_unseen_characters_are_counted_and_never_encoded() -> None:
 
 def batch(texts: list[str]) -> tuple[TaskData, list[Utterance]]:
     utterances = [Utterance(str(i), "p", labels={"text": t, "language": "aa"}) for i, t in enumerate(texts)]
-    return TaskData({"train": utterances}, {"vocabulary": make_vocabulary(utterances)}), utterances
+    return TaskData({"train": utterances}, {"vocabulary": find_characters(texts)}), utterances
 
 
 def test_the_loss_is_that_of_ctc_per_character_summed_over_utterances() -> None:
@@ -161,15 +162,15 @@ def test_short_utterances_are_not_warped() -> None:
 
 def test_splits_hold_the_languages_asked_for_and_only_transcribed_speech(tiny_corpus: Path) -> None:
     corpus = open_corpus(tiny_corpus)
-    everything = read_splits(corpus, AsrConfig())
+    everything = read_splits(corpus, AsrConfig(), task="asr")
     assert all(u.labels["text"] for part in everything.values() for u in part)
     assert len(everything["train"]) == len(corpus.utterances("train")) - 2
-    some = read_splits(corpus, AsrConfig(languages=("bb",), max_train_utterances=5))
+    some = read_splits(corpus, AsrConfig(languages=("bb",), max_train_utterances=5), task="asr")
     assert len(some["train"]) == 5
     assert {u.labels["language"] for part in some.values() for u in part} == {"bb"}
-    assert some == read_splits(corpus, AsrConfig(languages=("bb",), max_train_utterances=5))
+    assert some == read_splits(corpus, AsrConfig(languages=("bb",), max_train_utterances=5), task="asr")
     with pytest.raises(ManifestError, match=r"'zz'.*aa, bb"):
-        read_splits(corpus, AsrConfig(languages=("zz",)))
+        read_splits(corpus, AsrConfig(languages=("zz",)), task="asr")
 
 
 def test_evaluation_has_both_rates_by_language_and_keeps_the_transcripts(tiny_corpus: Path, tmp_path: Path) -> None:

@@ -1,37 +1,16 @@
 """Settings of speech recognition; see README.md for where each comes from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from speechssl.augment.spec_augment import SpecAugmentConfig
-from speechssl.task import FeatureConfig, TaskConfig, TrainConfig
+from speechssl.ctc.config import LINEAR, RECURRENT, CtcConfig
+from speechssl.task import FeatureConfig, TrainConfig
 
 
 @dataclass(frozen=True)
-class AsrConfig(TaskConfig):
+class AsrConfig(CtcConfig):
     """SUPERB's speech recognition."""
 
-    languages: tuple[str, ...] | None = None
-    """Languages to train and test on; None = all."""
-    max_train_utterances: int | None = None
-    """Most training utterances per language, chosen by a hash of their ids; None = all."""
-    max_eval_utterances: int | None = None
-    """Most dev, and most test, utterances per language; None = all."""
-    max_duration: float | None = None
-    """Seconds; longer training utterances are left out, and counted in the log. Dev and test keep theirs."""
-    label_rate: float | None = None
-    """Hz; frames are stacked to about this rate before the LSTM, unless they are coarser. None = the upstream's own."""
-    standardise: bool = False
-    """Whether the features go through `speechssl.head.standardise` first. SUPERB does not; with it, CTC sooner leaves
-    the plateau where it emits only blanks."""
-    project_size: int = 1024
-    hidden_size: int = 1024
-    """Of each direction of each LSTM layer."""
-    num_layers: int = 2
-    dropout: float = 0.2
-    """After each LSTM layer."""
-    augment: SpecAugmentConfig | None = field(default_factory=SpecAugmentConfig)
-    """None = no SpecAugment."""
     metric: Literal["wer", "cer"] = "wer"
     """What the best checkpoint is chosen by; both are always measured."""
 
@@ -58,3 +37,4 @@ DEMO = AsrConfig(
     metric="cer",
 )
 PRESETS = {"asr": SUPERB, "asr_demo": DEMO}
+HEADS = {"recurrent": RECURRENT, "linear": LINEAR}

@@ -1,0 +1,1 @@
+"""What the tasks share that spell an utterance by connectionist temporal classification."""
