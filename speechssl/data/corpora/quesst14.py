@@ -3,7 +3,8 @@
 SUPERB takes the non-native English part: `dev` and `test` are the queries (the corpus calls the latter 'eval'),
 `documents` what is searched, for both (S3PRL `downstream/quesst14_dtw/dataset.py`). The lists ground_truth_dev and
 ground_truth_test hold '<query> <document>' for each document that a query occurs in, out of the NIST scoring files
-scoring/groundtruth_quesst14_*/quesst14_*.rttm.
+scoring/groundtruth_quesst14_*/quesst14_*.rttm. SUPERB scores its part against the truth of all languages: where a
+language is chosen, the lists ground_truth_dev_whole, ground_truth_test_whole and documents_whole hold that.
 """
 
 import re
@@ -43,15 +44,23 @@ def read(source: Path, config: QuesstConfig) -> Reading:
     splits = {split: list(_read(path, root, config.language)) for split, path in lists.items()}
     if not all(splits.values()):
         raise ManifestError(f"{lists['documents']} and its neighbours have no language '{config.language}'.")
+    whole = {split: [item.id for item in _read(path, root, "all")] for split, path in lists.items()}
     documents = frozenset(item.id for item in splits["documents"])
     files: dict[str, list[str]] = {}
     lonely: list[str] = []
     for split, name in (("dev", "dev"), ("test", "eval")):
         path = root / "scoring" / f"groundtruth_quesst14_{name}" / f"quesst14_{name}.rttm"
         queries = {item.id for item in splits[split]}
-        pairs = [p for p in _read_pairs(need_file(path, why)) if p[0] in queries and p[1] in documents]
-        files[f"ground_truth_{split}"] = [f"{query} {document}" for query, document in sorted(set(pairs))]
+        everything = set(_read_pairs(need_file(path, why)))
+        pairs = [p for p in everything if p[0] in queries and p[1] in documents]
+        files[f"ground_truth_{split}"] = [f"{query} {document}" for query, document in sorted(pairs)]
+        if config.language != "all":
+            known = set(whole[split]), set(whole["documents"])
+            kept = sorted(p for p in everything if p[0] in known[0] and p[1] in known[1])
+            files[f"ground_truth_{split}_whole"] = [f"{query} {document}" for query, document in kept]
         lonely += sorted(queries - {query for query, _ in pairs})
+    if config.language != "all":
+        files["documents_whole"] = whole["documents"]
     return Reading(splits, EXPECTED, note("queries that occur in no document", lonely), files)
 
 
