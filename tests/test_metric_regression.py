@@ -2,6 +2,9 @@
 
 import time
 import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,16 +13,41 @@ from scipy import stats
 
 from speechssl.errors import SpeechsslError
 from speechssl.metric.regression import (
+    MEASURES,
     regression_metrics,
     system_means,
+    weighted_concordance,
     weighted_kendall,
     weighted_pearson,
     weighted_spearman,
 )
 
 Floats = NDArray[np.float64]
-PLAIN = {"lcc": stats.pearsonr, "srcc": stats.spearmanr, "ktau": stats.kendalltau}
-WEIGHTED = {"lcc": weighted_pearson, "srcc": weighted_spearman, "ktau": weighted_kendall}
+
+
+def lin(references: Floats, hypotheses: Floats) -> SimpleNamespace:
+    """Lin 1989, eq. 3, in plain sums."""
+    size = len(references)
+    x, y = sum(references) / size, sum(hypotheses) / size
+    pairs = list(zip(references, hypotheses, strict=True))
+    covariance = sum((a - x) * (b - y) for a, b in pairs) / size
+    variances = sum((a - x) ** 2 + (b - y) ** 2 for a, b in pairs) / size
+    bottom = variances + (x - y) ** 2
+    return SimpleNamespace(statistic=2 * covariance / bottom if variances > 1e-15 else float("nan"))
+
+
+PLAIN: dict[str, Callable[[Floats, Floats], Any]] = {
+    "ccc": lin,
+    "lcc": stats.pearsonr,
+    "srcc": stats.spearmanr,
+    "ktau": stats.kendalltau,
+}
+WEIGHTED = {
+    "ccc": weighted_concordance,
+    "lcc": weighted_pearson,
+    "srcc": weighted_spearman,
+    "ktau": weighted_kendall,
+}
 
 
 def scores(size: int, seed: int, *, tied: bool) -> tuple[Floats, Floats]:
@@ -42,6 +70,9 @@ def test_values_are_those_of_scipy(size: int, tied: bool) -> None:
     hypotheses[0] += 0.01
     found = regression_metrics(references, hypotheses)
     assert found["mse"].value == pytest.approx(sum((references - hypotheses) ** 2) / size, abs=1e-12)
+    assert found["rmse"].value == pytest.approx((sum((references - hypotheses) ** 2) / size) ** 0.5, abs=1e-12)
+    assert found["mae"].value == pytest.approx(sum(abs(references - hypotheses)) / size, abs=1e-12)
+    assert found["rmse"].low == pytest.approx((found["mse"].low or 0.0) ** 0.5, abs=1e-12)
     for name in PLAIN:
         assert found[name].value == pytest.approx(plain(name, references, hypotheses), abs=1e-12)
         assert (found[name].n, found[name].unit) == (size, "utterances")
@@ -95,20 +126,23 @@ def test_systems_are_averaged_before_they_are_compared() -> None:
         assert found[f"system {name}"].value == pytest.approx(plain(name, *means), abs=1e-12)
         assert (found[f"system {name}"].n, found[f"system {name}"].unit) == (6, "systems")
     assert found["system mse"].value == pytest.approx(np.mean((means[0] - means[1]) ** 2), abs=1e-12)
-    assert set(found) == {f"{level}{m}" for level in ("", "system ") for m in ("mse", "lcc", "srcc", "ktau")}
+    assert set(found) == {f"{level}{m}" for level in ("", "system ") for m in MEASURES}
 
 
 def test_perfect_and_reversed_scores_have_the_extreme_correlations() -> None:
     references = np.array([1.0, 2.0, 4.0, 4.5])
     for sign in (1, -1):
         found = regression_metrics(references, sign * references)
-        assert [found[name].value for name in PLAIN] == pytest.approx([sign] * 3, abs=1e-12)
+        assert [found[n].value for n in PLAIN if n != "ccc"] == pytest.approx([sign] * 3, abs=1e-12)
+    assert regression_metrics(references, references)["ccc"].value == 1.0
+    assert regression_metrics(references, references + 1.0)["lcc"].value == pytest.approx(1.0, abs=1e-12)
+    assert regression_metrics(references, references + 1.0)["ccc"].value < 0.9
     assert regression_metrics(references, references)["mse"].value == 0.0
 
 
 def test_a_constant_hypothesis_has_no_correlation() -> None:
     found = regression_metrics([1.0, 2.0, 3.0], [2.0, 2.0, 2.0], systems=["a", "b", "b"])
-    assert [(found[n].value, found[n].low, found[n].high) for n in PLAIN] == [(0.0, None, None)] * 3
+    assert [(found[n].value, found[n].low, found[n].high) for n in PLAIN] == [(0.0, None, None)] * 4
     assert found["system lcc"].value == 0.0
     assert found["mse"].value == pytest.approx(2 / 3, abs=1e-12)
 
@@ -126,6 +160,8 @@ def test_bad_input_is_refused_with_its_place() -> None:
         regression_metrics([1.0, 2.0], [1.0, 2.0], systems=["a", "a"])
     with pytest.raises(SpeechsslError, match=r"references of all 2 utterances are 3\.0"):
         regression_metrics([3.0, 3.0], [1.0, 2.0])
+    with pytest.raises(SpeechsslError, match=r"some of mse, rmse, .*, but holds 'r2'"):
+        regression_metrics([1.0, 2.0], [1.0, 2.0], measures=["r2"])
     with pytest.raises(SpeechsslError, match="`systems` must have one entry per utterance, but have 1 for 2"):
         regression_metrics([1.0, 2.0], [1.0, 2.0], systems=["a"])
 

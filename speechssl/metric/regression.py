@@ -1,4 +1,4 @@
-"""Regression metrics for quality scores, such as mean opinion scores (MOS) from 1 to 5.
+"""Regression metrics: of quality scores, such as mean opinion scores (MOS) from 1 to 5, of ages, of symptoms.
 
 N utterances, U resampled units, R replicates.
 
@@ -10,7 +10,9 @@ counts once, however many utterances it has.
 
 Metrics
 -------
-* 'mse': mean squared error.
+* 'mse': mean squared error; 'rmse': its root, whose interval is the root of that of 'mse'; 'mae': mean absolute error.
+* 'ccc': concordance: 2 cov / (var + var + squared difference of the means), which a wrong scale or offset lowers (Lin
+  1989, "A concordance correlation coefficient to evaluate reproducibility", eq. 3; deviations over N).
 * 'lcc': linear correlation (Pearson).
 * 'srcc': rank correlation (Spearman), ties having their mean rank.
 * 'ktau': Kendall's tau-b: concordant less discordant pairs, over the geometric mean of the pairs that are not tied on
@@ -19,8 +21,8 @@ Metrics
 A hypothesis that is the same for all has no order, and so a correlation of 0 without an interval; references that are
 all the same are refused.
 
-The measures and both levels are those of Huang et al. 2022 (VoiceMOS challenge), arXiv:2203.11389; definitions as
-`scipy.stats.{pearsonr,spearmanr,kendalltau}`.
+Both levels, and 'mse', 'lcc', 'srcc' and 'ktau', are those of Huang et al. 2022 (VoiceMOS challenge), arXiv:2203.11389;
+definitions as `scipy.stats.{pearsonr,spearmanr,kendalltau}`.
 
 Intervals are 95 % bootstrap intervals over utterances (or over `groups` such as listeners or speakers), and over
 systems. A replicate is a weighting of the pairs, so that all replicates are computed at once.
@@ -37,6 +39,9 @@ from speechssl.metric.detection import Floats
 from speechssl.metric.interval import bootstrap_interval, mean_interval
 from speechssl.result import MetricValue
 
+ERRORS = ("mse", "rmse", "mae")
+CORRELATIONS = ("ccc", "lcc", "srcc", "ktau")
+MEASURES = ERRORS + CORRELATIONS
 LEAST = 2  # pairs that a correlation needs
 BLOCK = 1024  # columns of the table of pairs held at once by Kendall's tau
 ROUNDING = 1e-24  # share of the squares that is left of equal values when their mean is taken off
@@ -51,33 +56,39 @@ def regression_metrics(
     *,
     systems: Sequence[str] | None = None,
     groups: Sequence[str] | None = None,
+    measures: Sequence[str] = MEASURES,
     seed: int = 0,
 ) -> dict[str, MetricValue]:
-    """All measures, at the level of utterances and, where systems are named, of systems.
+    """Measures at the level of utterances and, where systems are named, of systems.
 
     Args:
         references: (N,) true scores.
         hypotheses: (N,) predicted scores.
         systems: (N,) which system made each utterance; None = only utterances are measured.
         groups: (N,) what is resampled for the intervals of utterances; None = utterances.
+        measures: some of `MEASURES`; the interval of 'ktau' costs 1000 N^2 operations.
         seed: of the intervals.
 
     Returns:
-        'mse', 'lcc', 'srcc' and 'ktau', and the same with 'system ' before.
+        Each measure, and the same with 'system ' before.
 
     Raises:
-        SpeechsslError: unequal numbers, fewer than two pairs, numbers that are not finite, or references all the same.
+        SpeechsslError: an unknown measure, unequal numbers, fewer than two pairs, numbers that are not finite, or
+            references all the same.
     """
+    for name in measures:
+        if name not in MEASURES:
+            raise SpeechsslError(f"`measures` must be some of {', '.join(MEASURES)}, but holds '{name}'.")
     wanted, given = _numbers(references, "references"), _numbers(hypotheses, "hypotheses")
     if wanted.size != given.size:
         raise SpeechsslError(
             f"There must be as many hypotheses as references, but there are {given.size} and {wanted.size}."
         )
-    found = _measure(wanted, given, _units(groups, wanted.size, "groups"), "utterances", seed)
+    found = _measure(wanted, given, _units(groups, wanted.size, "groups"), "utterances", measures, seed)
     if systems is not None:
         units = _units(systems, wanted.size, "systems")
         wanted, given = system_means(wanted, units), system_means(given, units)
-        level = _measure(wanted, given, np.arange(wanted.size), "systems", seed)
+        level = _measure(wanted, given, np.arange(wanted.size), "systems", measures, seed)
         found |= {f"system {name}": value for name, value in level.items()}
     return found
 
@@ -89,29 +100,33 @@ def system_means(scores: ArrayLike, systems: ArrayLike) -> Floats:
     return means
 
 
-def _measure(wanted: Floats, given: Floats, units: NDArray[np.intp], kind: str, seed: int) -> dict[str, MetricValue]:
+def _measure(  # noqa: PLR0917  private, and called from one function
+    wanted: Floats, given: Floats, units: NDArray[np.intp], kind: str, measures: Sequence[str], seed: int
+) -> dict[str, MetricValue]:
     if wanted.size < LEAST:
         raise SpeechsslError(f"There must be at least {LEAST} {kind} to correlate, but there are {wanted.size}.")
     if np.ptp(wanted) == 0:
         raise SpeechsslError(
             f"The references of all {wanted.size} {kind} are {wanted[0]}, so nothing correlates with them."
         )
-    errors = np.square(wanted - given)
-    found = {
-        "mse": MetricValue(float(errors.mean()), wanted.size, kind, *mean_interval(errors, groups=units, seed=seed))
-    }
-    measures: tuple[tuple[str, Weighted, Callable[[Floats, Floats], float]], ...] = (
-        ("lcc", weighted_pearson, lambda x, y: float(stats.pearsonr(x, y).statistic)),
-        ("srcc", weighted_spearman, lambda x, y: float(stats.spearmanr(x, y).statistic)),
-        ("ktau", weighted_kendall, lambda x, y: float(stats.kendalltau(x, y).statistic)),
-    )
-    for name, weighted, plain in measures:
+    found = {name: _error(name, wanted - given, units, kind, seed) for name in ERRORS if name in measures}
+    for name in CORRELATIONS:
+        if name not in measures:
+            continue
         if np.ptp(given) == 0:
             found[name] = MetricValue(0.0, wanted.size, kind)
         else:
+            weighted, plain = _CORRELATIONS[name]
             low, high = _interval(weighted, wanted, given, units, seed)
             found[name] = MetricValue(plain(wanted, given), wanted.size, kind, low, high)
     return found
+
+
+def _error(name: str, differences: Floats, units: NDArray[np.intp], kind: str, seed: int) -> MetricValue:
+    errors = np.abs(differences) if name == "mae" else np.square(differences)
+    values = [float(errors.mean()), *mean_interval(errors, groups=units, seed=seed)]
+    value, low, high = np.sqrt(values).tolist() if name == "rmse" else values
+    return MetricValue(value, differences.size, kind, low, high)
 
 
 def _interval(
@@ -162,6 +177,30 @@ def weighted_kendall(weights: Floats, references: Floats, hypotheses: Floats) ->
         signs = np.sign(references[:, None] - references[part]) * np.sign(hypotheses[:, None] - hypotheses[part])
         balance += ((weights @ signs) * weights[:, part]).sum(axis=1)  # each pair twice: in both orders
     return _quotient(balance, _untied(weights, references) * _untied(weights, hypotheses))
+
+
+def weighted_concordance(weights: Floats, references: Floats, hypotheses: Floats) -> Floats:
+    """Concordance of pairs that count (R, N) `weights` times; as `weighted_pearson`, and 0 where one side alone has
+    spread."""
+    (x, x_spread), (y, y_spread) = _centre(weights, references), _centre(weights, hypotheses)
+    total = weights.sum(axis=1)
+    apart = ((weights * (references - hypotheses)).sum(axis=1) / total) ** 2
+    bottom = x_spread + y_spread + total * apart
+    top = 2.0 * (weights * x * y).sum(axis=1)
+    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=(x_spread > 0) | (y_spread > 0))
+
+
+def concordance(references: Floats, hypotheses: Floats) -> float:
+    """Lin's concordance of (N,) pairs, of which one side at least has spread."""
+    return float(weighted_concordance(np.ones((1, references.size)), references, hypotheses)[0])
+
+
+_CORRELATIONS: dict[str, tuple[Weighted, Callable[[Floats, Floats], float]]] = {
+    "ccc": (weighted_concordance, concordance),
+    "lcc": (weighted_pearson, lambda x, y: float(stats.pearsonr(x, y).statistic)),
+    "srcc": (weighted_spearman, lambda x, y: float(stats.spearmanr(x, y).statistic)),
+    "ktau": (weighted_kendall, lambda x, y: float(stats.kendalltau(x, y).statistic)),
+}
 
 
 def _centre(weights: Floats, values: Floats) -> tuple[Floats, Floats]:
