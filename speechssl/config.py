@@ -29,7 +29,7 @@ def load_config(default: ConfigT, *, yaml: str | Path | None = None, overrides: 
     """
     config = OmegaConf.structured(default)
     if yaml is not None:
-        config = _merge(config, _read_yaml(Path(yaml)), origin=str(yaml))
+        config = _merge(config, read_yaml(Path(yaml)), origin=str(yaml))
     for text in overrides:
         if "=" not in text:
             raise ConfigError(f"An override must look like key=value, but is '{text}'.")
@@ -69,7 +69,8 @@ def first_difference(
     return None
 
 
-def _read_yaml(path: Path) -> DictConfig:
+def read_yaml(path: Path) -> DictConfig:
+    """Reads a YAML file that holds a mapping; ConfigError where it is missing or something else."""
     if not path.is_file():
         raise ConfigError(f"The config file {path} does not exist: check the path.")
     try:

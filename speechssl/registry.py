@@ -6,8 +6,9 @@ family imports only that family, so one broken family never breaks the rest.
 
 A family folder holds `config.py` with `PRESETS: dict[str, Config]` (public names that begin with the folder's name)
 and `model.py` with `build(config) -> Upstream`. A task folder holds `config.py` with `PRESETS` and `task.py` with
-`TASK`, a subclass of `speechssl.task.Task`. A folder `upstreams/<name>/` with a `config.json` is no family but one
-upstream that comes with the package, weights and all, as `speechssl.checkpoint.save_upstream` wrote it.
+`TASK`, a subclass of `speechssl.task.Task`; a folder with `suite.py` is no task but names several (`speechssl.suite`).
+A folder `upstreams/<name>/` with a `config.json` is no family but one upstream that comes with the package, weights and
+all, as `speechssl.checkpoint.save_upstream` wrote it.
 """
 
 import importlib
@@ -53,7 +54,20 @@ def list_families() -> list[str]:
 
 def list_tasks() -> list[str]:
     """The names of the downstream tasks."""
-    return list(_packages("downstreams"))
+    suites = list_suites()
+    return [name for name in _packages("downstreams") if name not in suites]
+
+
+@cache
+def list_suites() -> tuple[str, ...]:
+    """The folders of `downstreams` that hold no task but several of them, in `suite.py`."""
+    ours = Path(__file__).resolve().parent.parent / "downstreams"
+    return tuple(sorted(path.parent.name for path in ours.glob("*/suite.py")))
+
+
+def suite_module(folder: str) -> ModuleType:
+    """Imports `suite.py` of such a folder."""
+    return _module("downstreams", "suite", folder, "suite")
 
 
 def list_upstreams() -> list[str]:

@@ -7,11 +7,15 @@ Paper: Zaiem et al. 2023, "Speech self-supervised representation benchmarking: a
 arXiv:2306.00452.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from statistics import mean
 
 from speechssl.errors import ConfigError, UnknownNameError
 from speechssl.registry import task_module
+from speechssl.result import RunResult
 
 ALL = "all"
 
@@ -63,3 +67,27 @@ def make_variants(task: str, *, heads: Sequence[str] = (), folds: Sequence[int |
         for head in chosen or [""]
         for fold in numbers or [0]
     ]
+
+
+def rank_correlations(results: Sequence[RunResult]) -> dict[tuple[str, str], float]:
+    """How alike two heads of a task rank the upstreams: Spearman's correlation of their means over seeds and folds.
+
+    Args:
+        results: of one task; each upstream with each head.
+
+    Returns:
+        (head, other head) -> from -1 (turned round) to 1 (the same order); of heads that share at least three
+        upstreams, and do not give all of them one value.
+    """
+    from scipy.stats import spearmanr
+
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        values[result.head][result.upstream.label].append(result.test.metrics[result.metric].value)
+    found: dict[tuple[str, str], float] = {}
+    for first, second in combinations(values, 2):
+        shared = [label for label in values[first] if label in values[second]]
+        sides = [[mean(values[head][label]) for label in shared] for head in (first, second)]
+        if len(shared) >= 3 and all(len(set(side)) > 1 for side in sides):
+            found[first, second] = float(spearmanr(*sides).statistic)
+    return found

@@ -24,7 +24,8 @@ from speechssl.report.collect import Pretraining, collect
 from speechssl.report.detection import confusion_table, read_scores
 from speechssl.report.figures import pretraining_figures, pretraining_table
 from speechssl.report.plots import band
-from speechssl.report.summary import group_runs, summarise, verdict
+from speechssl.report.summary import group_runs, heads_agree, summarise, verdict
+from speechssl.report.table import main_table
 from speechssl.report.words import format_number, format_seconds, format_value
 from speechssl.result import Evaluation, MetricValue, RunResult, UpstreamInfo
 
@@ -399,3 +400,36 @@ def test_the_pretraining_loss_is_that_of_masked_frames_where_it_is_logged() -> N
     assert captions[1].startswith("The training loss, which may count unmasked frames too, over the steps")
     assert "masked frames (of old: the training loss" in captions[2]
     assert pretraining_table([both]).rows[0][4].text == "4.00"
+
+
+def test_the_report_says_how_alike_heads_rank_upstreams(tmp_path: Path) -> None:
+    orders = {"linear": (0.1, 0.2, 0.3), "mlp": (0.1, 0.3, 0.2), "attentive": (0.3, 0.2, 0.1)}
+    results = []
+    for head, values in orders.items():
+        for label, value in zip(UPSTREAMS, values, strict=False):
+            one = make_result("asr", label, 0, tmp_path / head / label)
+            metrics = {one.metric: replace(one.test.metrics[one.metric], value=value)}
+            results.append(replace(one, head=head, test=replace(one.test, metrics=metrics)))
+    said = heads_agree(results)
+    assert "linear and mlp 0.50" in said and "linear and attentive -1.00" in said and "mlp and attentive -0.50" in said
+    assert heads_agree(results[:4]) == ""  # one upstream says nothing about an order
+
+
+def test_each_task_of_a_suite_has_its_own_corpus_and_upstreams_keep_one_row(tmp_path: Path) -> None:
+    results = [
+        replace(make_result(task, label, 0, tmp_path / task / label), corpus={"name": task})
+        for task in ("asr", "speaker_verification")
+        for label in list(UPSTREAMS)[:2]
+    ]
+    assert len(main_table(group_runs(results)).rows) == 2
+    again = replace(results[0], corpus={"name": "another"})
+    assert len(main_table(group_runs([*results, again])).rows) == 2 + 3  # each now says on which
+
+
+def test_candidates_of_a_sweep_are_no_pretraining(tmp_path: Path) -> None:
+    run = tmp_path / "asr/fbank/seed0"
+    make_result("asr", next(iter(UPSTREAMS)), 0, run).save(run)
+    candidate = run / "sweep/learning_rate=1e-3"
+    candidate.mkdir(parents=True)
+    (candidate / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    assert collect([tmp_path]).pretraining == []

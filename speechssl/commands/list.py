@@ -10,6 +10,7 @@ def command() -> None:
     from rich.table import Table
 
     from speechssl.registry import find_preset, list_families, list_shipped, list_tasks, list_upstreams
+    from speechssl.suite import suite_names
 
     table = Table("kind", "names")
     families = {name: find_preset(name)[0] for name in list_upstreams()}
@@ -19,4 +20,5 @@ def command() -> None:
     if shipped := list_shipped():
         table.add_row("of these, trained and shipped", ", ".join(shipped))
     table.add_row("tasks", ", ".join(list_tasks()))
+    table.add_row("suites of tasks", ", ".join(suite_names()))
     Console().print(table)

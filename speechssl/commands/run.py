@@ -13,17 +13,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from speechssl.result import MetricValue, RunResult
+    from speechssl.suite import SuiteResult
 
 
 def command(  # noqa: PLR0917  typer calls it by keyword
-    task: Annotated[str, typer.Argument(help="Task, or one of its presets: asr, asr_demo, speaker_verification ...")],
+    task: Annotated[
+        str, typer.Argument(help="Task or one of its presets: asr, asr_demo ...; or a suite of tasks: superb ...")
+    ],
     upstream: Annotated[
         list[str],
         typer.Option(
             "--upstream", "-u", help="Name or folder; label=NAME names it, NAME:random[:SEED] has random weights."
         ),
     ],
-    corpus: Annotated[Path, typer.Option(help="Folder of a prepared corpus.")] = Path("data/demo"),
+    corpus: Annotated[
+        Path, typer.Option(help="Folder of a prepared corpus; for a suite, that of all its corpora.")
+    ] = Path("data/demo"),
     seed: Annotated[list[int] | None, typer.Option(help="One run for each; 0 where none is given.")] = None,
     preset: Annotated[str | None, typer.Option(help="Settings to begin with, such as asr_demo.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the settings to change.")] = None,
@@ -42,6 +47,7 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     subset: Annotated[
         float | None, typer.Option(help="Share of the utterances and of the steps, such as 0.1, for a quick look.")
     ] = None,
+    only: Annotated[str | None, typer.Option(help="Of a suite: tasks to run, such as asr,diarization.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="What tables call each upstream, in order.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Results go to OUT/TASK/LABEL/seedK.")] = Path("exp"),
     random_weights: Annotated[int | None, typer.Option(help="Seed; gives every upstream random weights.")] = None,
@@ -59,43 +65,69 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     Example: speechssl run asr_demo -u fbank -u pretrained=exp/pretrain/upstream --seed 0 --seed 1 --jobs 2
 
     Example: speechssl run keyword_spotting --corpus data/speech_commands -u hubert_base --sweep lr=1e-2,1e-3,1e-4
+
+    Example: speechssl run superb --corpus data -u hubert_base -u wavlm_base --subset 0.1
     """
     from rich.console import Console
 
     from speechssl.jobs import RunOptions
     from speechssl.runner import run
+    from speechssl.suite import run_suite, suite_names
+    from speechssl.variants import rank_correlations
 
     if label and len(label) != len(upstream):
         raise ConfigError(
             f"`--label` must be given once per upstream, {len(upstream)} times, but is given {len(label)}."
         )
     specs = [f"{name}={text}" for name, text in zip(label, upstream, strict=True)] if label else upstream
-    results = run(
-        task,
-        upstream=specs,
-        corpus=corpus,
-        seeds=seed or [0],
-        preset=preset,
-        yaml=config,
-        overrides=override or [],
-        heads=[] if heads is None else heads.split(","),
-        folds=_numbers(folds),
-        sweep=sweep,
-        subset=subset,
-        out=out,
-        random_weights=random_weights,
-        options=RunOptions(
-            cache_folder=None if cache is None else str(cache),
-            cache_gb=cache_gb,
-            jobs=jobs,
-            threads=threads,
-            device=device,
-            precision=precision,
-            skip_bad=skip_bad,
-            force=force,
-        ),
+    options = RunOptions(
+        cache_folder=None if cache is None else str(cache),
+        cache_gb=cache_gb,
+        jobs=jobs,
+        threads=threads,
+        device=device,
+        precision=precision,
+        skip_bad=skip_bad,
+        force=force,
     )
+    if task in suite_names():
+        if preset or heads or folds:
+            raise ConfigError(f"`--preset`, `--heads` and `--folds` are of one task, but '{task}' has several.")
+        outcome = run_suite(
+            task, upstream=specs, corpora=corpus, only=_names(only), seeds=seed or [0], yaml=config,
+            overrides=override or [], sweep=sweep, subset=subset, out=out, random_weights=random_weights,
+            options=options,
+        )  # fmt: skip
+        Console().print(suite_table(outcome))
+        return
+    if only:
+        raise ConfigError(f"`--only` chooses tasks of a suite, but '{task}' is a task.")
+    results = run(
+        task, upstream=specs, corpus=corpus, seeds=seed or [0], preset=preset, yaml=config, overrides=override or [],
+        heads=_names(heads), folds=_numbers(folds), sweep=sweep, subset=subset, out=out,
+        random_weights=random_weights, options=options,
+    )  # fmt: skip
     Console().print(results_table(results))
+    for (first, second), correlation in rank_correlations(results).items():
+        Console().print(f"The heads {first} and {second} rank the upstreams alike to {correlation:.2f} (Spearman).")
+
+
+def _names(text: str | None) -> list[str]:
+    return [] if text is None else [name.strip() for name in text.split(",")]
+
+
+def suite_table(outcome: "SuiteResult") -> "Table":
+    """One row per upstream: each task's primary metric on test, a mean over seeds and folds, and the score."""
+    from rich.table import Table
+
+    primary = {task: results[0] for task, results in outcome.results.items()}
+    heads = [f"{task}\n{one.metric} {'↑' if one.higher_is_better else '↓'}" for task, one in primary.items()]
+    table = Table("upstream", *heads, *([outcome.score] if outcome.score else []), title=f"{outcome.suite}: test")
+    for label, found in outcome.metrics.items():
+        cells = [f"{found[task][one.metric]:.4f}" if task in found else "" for task, one in primary.items()]
+        score = [f"{outcome.scores[label]:.0f}" if label in outcome.scores else "–"] if outcome.score else []
+        table.add_row(label, *cells, *score)
+    return table
 
 
 def _numbers(folds: str | None) -> "list[int | str]":

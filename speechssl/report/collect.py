@@ -123,7 +123,8 @@ def corpus_key(result: RunResult) -> str:
 
 
 def _pretraining(path: Path, root: Path, problems: list[str]) -> Pretraining | None:
-    if any((path.parent / name).exists() for name in TASK_FILES):
+    # The candidates of a sweep lie below their run.
+    if any((folder / name).exists() for folder in (path.parent, *path.parents[1:3]) for name in TASK_FILES):
         return None
     columns: dict[str, dict[int, float]] = {}
     broken = 0

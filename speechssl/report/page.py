@@ -14,7 +14,7 @@ from speechssl.report.collect import Collection, collect
 from speechssl.report.detection import confusion_table, det_block, group_scores
 from speechssl.report.figures import curve_figures, layer_figure, pretraining_figures, pretraining_table
 from speechssl.report.listen import Budget, listen_block
-from speechssl.report.summary import Group, by_task, group_runs, labels_of, verdict
+from speechssl.report.summary import Group, by_task, group_runs, heads_agree, labels_of, verdict
 from speechssl.report.table import breakdown_tables, cost_table, details_table, main_table
 from speechssl.report.words import better_words, metric_title, task_title
 from speechssl.result import RunResult
@@ -87,7 +87,7 @@ def _facts(results: Sequence[RunResult], groups: Sequence[Group]) -> dict[str, A
         "machines": provenance.machines(results),
         "corpora": provenance.corpora(results),
         "synthetic": provenance.synthetic(results),
-        "verdict": verdict(groups) if groups else "",
+        "verdict": f"{verdict(groups)} {heads_agree(results)}".strip() if groups else "",
         "main": main_table(groups) if groups else None,
     }
 

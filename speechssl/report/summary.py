@@ -9,6 +9,7 @@ import numpy as np
 
 from speechssl.report.words import join_words, metric_title, task_title
 from speechssl.result import MetricValue, RunResult
+from speechssl.variants import rank_correlations
 
 LEVEL = 0.95
 Kind = Literal["pre-trained", "random", "features"]
@@ -86,15 +87,17 @@ def summarise(values: Sequence[MetricValue]) -> Summary | None:
 
 
 def group_runs(results: Iterable[RunResult]) -> list[Group]:
-    """Groups results by task and upstream label, and by corpus where there are several.
+    """Groups results by task and upstream label, and by corpus where a task has several.
 
     Upstreams without parameters come first, then random weights, then pre-trained ones.
     """
     results = list(results)
-    several = len({_corpus(r) for r in results}) > 1
+    corpora: dict[str, set[str]] = {}
+    for result in results:
+        corpora.setdefault(result.column, set()).add(_corpus(result))
     grouped: dict[tuple[str, str], list[RunResult]] = {}
     for result in results:
-        label = result.upstream.label + (f" on {_corpus(result)}" if several else "")
+        label = result.upstream.label + (f" on {_corpus(result)}" if len(corpora[result.column]) > 1 else "")
         grouped.setdefault((result.column, label), []).append(result)
     groups = [
         Group(task, label, upstream_kind(found[0]), sorted(found, key=lambda r: (r.fold, r.seed)))
@@ -163,6 +166,20 @@ def verdict(groups: Sequence[Group]) -> str:
     lost = [t for t in learned if t not in won]
     text += f", and not on {join_words([task_title(t) for t in lost])}." if lost and won else "."
     return text + _overlaps(won)
+
+
+def heads_agree(results: Sequence[RunResult]) -> str:
+    """How alike the heads of each task rank the upstreams, where heads are compared."""
+    sentences = []
+    for task in dict.fromkeys(r.task for r in results if r.head):
+        found = rank_correlations([r for r in results if r.task == task and r.head])
+        parts = [f"{one} and {other} {value:.2f}" for (one, other), value in found.items()]
+        if parts:
+            sentences.append(
+                f"How alike the heads of {task_title(task)} rank the upstreams (Spearman’s correlation): "
+                f"{join_words(parts)}."
+            )
+    return " ".join(sentences)
 
 
 def _overlaps(won: Mapping[str, bool | None]) -> str:

@@ -1,0 +1,1 @@
+"""The SUPERB benchmark: which tasks, on which corpora, and how their numbers become one score."""
