@@ -1,0 +1,299 @@
+"""Decoding with k2: search of a graph, n-best lists and rescoring of lattices.
+
+Conventions: log-probabilities are (T, V) float32 natural logarithms of the V classes, class 0 the blank, T frames of
+one utterance. A lattice holds the paths within the beams; a hypothesis is the best alignment (Viterbi) of a word
+sequence, so its score is a maximum over alignments, not a sum.
+
+`python -m speechssl.decode.k2 --help` decodes saved log-probabilities; it needs nothing of this project's dependencies
+but torch, numpy, safetensors and k2 (and jiwer with `--references`), and so runs where k2's last release does.
+
+Reference: k2 1.23.4; icefall, icefall/decode.py. Lattices: Chen et al. 2020, arXiv:2005.09824 (n-best and lattice
+rescoring with exact n-gram scores, which k2's own back-off arcs only approximate, are ours).
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speechssl.decode.arpa import END, NgramModel, Words
+from speechssl.decode.k2_graph import Graph, import_k2
+from speechssl.errors import SpeechsslError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Beams:
+    """How much of a graph is searched; defaults of icefall's conformer_ctc/decode.py."""
+
+    search: float = 20.0
+    """Most that a state's score may lie below the best one's of the same frame."""
+    output: float = 8.0
+    """Most that the best path through an arc of the lattice may lie below the best path."""
+    min_active: int = 30
+    """States kept at each frame whatever their score."""
+    max_active: int = 10_000
+    """About the most states kept at each frame."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A word sequence in its best alignment."""
+
+    words: Words
+    """Without a lexicon: the tokens."""
+    alignment: tuple[int, ...]
+    """The class of each frame."""
+    acoustic: float
+    """Sum of the frames' log-probabilities."""
+    language: float
+    """Of the grammar, its scale included; 0 without one."""
+
+    @property
+    def score(self) -> float:
+        """What the search maximises."""
+        return self.acoustic + self.language
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The paths of one batch of utterances that lie within the beams."""
+
+    fsa: Any
+    """k2.Fsa of as many automata as utterances; `place` numbers its arcs."""
+    graph: Graph
+
+    @property
+    def acoustic(self) -> Tensor:
+        """(arcs,) scores without the grammar's part."""
+        scores: Tensor = self.fsa.scores
+        return scores - self.fsa.lm_scores if hasattr(self.fsa, "lm_scores") else scores
+
+
+def search(log_probs: Sequence[Tensor], graph: Graph, *, beams: Beams = Beams()) -> Lattice:  # noqa: B008 # frozen
+    """Searches a graph for the paths of each utterance.
+
+    Args:
+        log_probs: (T, V) of each utterance, V the number of the graph's tokens, T > 0.
+        graph: see `speechssl.decode.k2_graph`; on the device of `log_probs`.
+    """
+    k2 = import_k2()
+    for row, scores in enumerate(log_probs):
+        if scores.dim() != 2 or scores.size(0) == 0 or scores.size(1) != len(graph.tokens):
+            raise SpeechsslError(
+                f"log_probs[{row}] must be (frames, {len(graph.tokens)}) with at least one frame, as the graph has "
+                f"{len(graph.tokens)} tokens, but is {tuple(scores.shape)}."
+            )
+    padded = torch.nn.utils.rnn.pad_sequence([scores.float() for scores in log_probs], batch_first=True)  # (B, T, V)
+    segments = torch.tensor([[row, 0, len(scores)] for row, scores in enumerate(log_probs)], dtype=torch.int32)
+    fsa = k2.intersect_dense_pruned(
+        graph.fsa,
+        k2.DenseFsaVec(padded, segments),
+        search_beam=beams.search,
+        output_beam=beams.output,
+        min_active_states=beams.min_active,
+        max_active_states=beams.max_active,
+    )
+    fsa.place = torch.arange(fsa.num_arcs, dtype=torch.int32, device=fsa.device)
+    fsa.place_filler = -1
+    return Lattice(fsa, graph)
+
+
+def best_paths(lattice: Lattice) -> list[Hypothesis | None]:
+    """The best path of each utterance; None = the lattice has none."""
+    best = import_k2().shortest_path(lattice.fsa, use_double_scores=True)
+    read = _PathReader(lattice)
+    return [read(best.place[a:b].tolist()) for a, b in _arc_ranges(best)]
+
+
+def nbest(lattice: Lattice, count: int, *, scale: float = 0.5) -> list[list[Hypothesis]]:
+    """Different word sequences of each utterance, the best first, each in its best alignment.
+
+    Args:
+        lattice: of a graph with words.
+        count: paths drawn of each utterance (k2.random_paths, which draws without randomness), so the most hypotheses.
+        scale: factor of the scores while paths are drawn; the lower, the more the sequences differ.
+    """
+    k2 = import_k2()
+    drawn = lattice.fsa.clone()
+    drawn.scores = lattice.fsa.scores * scale
+    paths = k2.random_paths(drawn, use_double_scores=True, num_paths=count)  # [utterance][path][arc]
+    inverted = k2.arc_sort(k2.invert(lattice.fsa))
+    outputs = _outputs(lattice.fsa)
+    sequences = [
+        list(dict.fromkeys(tuple(w for arc in path for w in outputs[arc]) for path in utterance))
+        for utterance in paths.tolist()
+    ]
+    owners = [row for row, found in enumerate(sequences) for _ in found]
+    if not owners:
+        return [[] for _ in sequences]
+    linear = k2.add_epsilon_self_loops(k2.linear_fsa([list(words) for found in sequences for words in found]))
+    aligned = k2.intersect_device(
+        inverted, linear, b_to_a_map=torch.tensor(owners, dtype=torch.int32), sorted_match_a=True
+    )
+    best = k2.shortest_path(k2.top_sort(k2.connect(aligned)), use_double_scores=True)
+    read = _PathReader(lattice)
+    found: list[list[Hypothesis]] = [[] for _ in sequences]
+    for row, (a, b) in zip(owners, _arc_ranges(best), strict=True):
+        hypothesis = read([place for place in best.place[a:b].tolist() if place >= 0])
+        if hypothesis is not None:
+            found[row].append(hypothesis)
+    return [sorted(rows, key=lambda h: -h.score) for rows in found]
+
+
+def rescore_nbest(
+    hypotheses: Sequence[Hypothesis], score: Callable[[Words], float], *, lm_scale: float
+) -> list[Hypothesis]:
+    """An n-best list with the scores of another language model, the best first.
+
+    Args:
+        hypotheses: of one utterance.
+        score: log probability of a sentence, such as `NgramModel.score` or that of a neural model.
+        lm_scale: its factor.
+    """
+    rows = [replace(h, language=lm_scale * score(h.words)) for h in hypotheses]
+    return sorted(rows, key=lambda h: -h.score)
+
+
+def rescore_lattice(lattice: Lattice, grammar: NgramModel, *, lm_scale: float) -> list[Hypothesis | None]:
+    """The best path of each utterance when another n-gram model takes the place of the graph's.
+
+    All paths of the lattice compete. Histories are followed one by one, so that an n-gram always counts where there is
+    one, and backing off from it never does; with k2's intersection, where backing off is an epsilon arc, it might.
+
+    Args:
+        lattice: of a graph with words.
+        grammar: any order.
+        lm_scale: factor of its scores.
+    """
+    if lattice.graph.words is None:
+        raise SpeechsslError("A lattice without words can't be rescored: search a graph with a lexicon.")
+    grammar.check_knows(lattice.graph.words)
+    read, walk = _PathReader(lattice), _Walk.over(lattice, grammar, lm_scale)
+    found = []
+    for a, b in _arc_ranges(lattice.fsa):
+        arcs, language = walk(a, b)
+        hypothesis = read(arcs)
+        found.append(None if hypothesis is None else replace(hypothesis, language=lm_scale * language))
+    return found
+
+
+def decode(
+    log_probs: Mapping[str, Tensor], graph: Graph, *, beams: Beams = Beams(), batch_frames: int = 20_000  # noqa: B008
+) -> Iterator[tuple[list[str], Lattice]]:
+    """Searches any number of utterances, long ones first, batch by batch.
+
+    Args:
+        log_probs: (T, V) by utterance.
+        graph: see `search`.
+        batch_frames: most frames, padding included, that are searched at once.
+
+    Yields:
+        The utterances of a batch and their lattice.
+    """
+    batch: list[str] = []
+    for name in sorted(log_probs, key=lambda key: -len(log_probs[key])):
+        if batch and len(log_probs[batch[0]]) * (len(batch) + 1) > batch_frames:
+            yield batch, search([log_probs[key] for key in batch], graph, beams=beams)
+            batch = []
+        batch.append(name)
+    if batch:
+        yield batch, search([log_probs[key] for key in batch], graph, beams=beams)
+
+
+class _PathReader:
+    """Turns arcs of a lattice into a hypothesis."""
+
+    def __init__(self, lattice: Lattice) -> None:
+        self._outputs = _outputs(lattice.fsa)
+        self._labels: list[int] = lattice.fsa.labels.tolist()
+        self._acoustic = lattice.acoustic.double()
+        self._language = (lattice.fsa.scores - lattice.acoustic).double()
+        self._names = lattice.graph.words or lattice.graph.tokens[1:]
+
+    def __call__(self, arcs: Sequence[int]) -> Hypothesis | None:
+        if not arcs:
+            return None
+        at = torch.tensor(arcs)
+        return Hypothesis(
+            words=tuple(self._names[w - 1] for arc in arcs for w in self._outputs[arc]),
+            alignment=tuple(self._labels[arc] for arc in arcs if self._labels[arc] >= 0),
+            acoustic=float(self._acoustic[at].sum()),
+            language=float(self._language[at].sum()),
+        )
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Viterbi search of lattice states times histories of a language model."""
+
+    arcs: tuple[list[int], list[int], list[int], list[float]]
+    """From, to (both within their utterance), label and acoustic score of each arc."""
+    outputs: Sequence[Sequence[int]]
+    words: Words
+    grammar: NgramModel
+    scale: float
+
+    @classmethod
+    def over(cls, lattice: Lattice, grammar: NgramModel, scale: float) -> "_Walk":
+        table = lattice.fsa.arcs.values()[:, :3].long()
+        columns = [table[:, k].tolist() for k in range(3)]
+        arcs = (columns[0], columns[1], columns[2], lattice.acoustic.double().tolist())
+        return cls(arcs, _outputs(lattice.fsa), lattice.graph.words or (), grammar, scale)
+
+    def __call__(self, first: int, last: int) -> tuple[list[int], float]:
+        """The arcs of the best path among arcs first ... last - 1, one utterance's, and its unscaled language score."""
+        start = (self.arcs[0][first], self.grammar.start()) if last > first else (0, ())
+        # (score, unscaled language score, last arc, where that came from) of each state and history
+        best: dict[int, dict[Words, tuple[float, float, int, Any]]] = {start[0]: {start[1]: (0.0, 0.0, -1, None)}}
+        final: tuple[float, float, int, Any] | None = None
+        steps: dict[tuple[Words, tuple[int, ...]], tuple[float, Words]] = {}
+        for arc in range(first, last):  # k2 sorts the states of a lattice by time, and the arcs by state
+            source, to, label, acoustic = (column[arc] for column in self.arcs)
+            output = tuple(self.outputs[arc])
+            for history, entry in best.get(source, {}).items():
+                if (history, output) not in steps:
+                    steps[history, output] = self._advance(history, output)
+                gain, after = steps[history, output]
+                if label == -1:
+                    gain += self.grammar.advance(after, END)[0]
+                score = entry[0] + acoustic + self.scale * gain
+                reached = best.setdefault(to, {})
+                if after not in reached or score > reached[after][0]:
+                    reached[after] = (score, entry[1] + gain, arc, entry)
+                    if label == -1 and (final is None or score > final[0]):
+                        final = reached[after]
+        return _trace(final), 0.0 if final is None else final[1]
+
+    def _advance(self, history: Words, output: Sequence[int]) -> tuple[float, Words]:
+        total = 0.0
+        for word in output:
+            log_prob, history = self.grammar.advance(history, self.words[word - 1])
+            total += log_prob
+        return total, history
+
+
+def _trace(entry: tuple[float, float, int, Any] | None) -> list[int]:
+    arcs = []
+    while entry is not None and entry[2] >= 0:
+        arcs.append(entry[2])
+        entry = entry[3]
+    return arcs[::-1]
+
+
+def _outputs(fsa: Any) -> list[list[int]]:
+    """The words (or tokens) of each arc."""
+    if isinstance(fsa.aux_labels, Tensor):
+        return [[label] if label > 0 else [] for label in fsa.aux_labels.tolist()]
+    return [[label for label in labels if label > 0] for labels in fsa.aux_labels.tolist()]
+
+
+def _arc_ranges(fsas: Any) -> list[tuple[int, int]]:
+    """First arc, and the one behind the last, of each automaton."""
+    splits = fsas.arcs.shape().remove_axis(1).row_splits(1).tolist()
+    return list(pairwise(splits))
