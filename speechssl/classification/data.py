@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from speechssl.classification.config import ClassificationConfig
 from speechssl.data.corpus import Corpus
@@ -53,27 +54,41 @@ def read_splits(
         names: 'train', 'dev', 'test' -> the split of the corpus, where it has another name.
 
     Raises:
+        ManifestError: as `choose_labelled`, or there is no such split.
+    """
+    everything = {split: corpus.utterances((names or {}).get(split, split)) for split in SPLITS}
+    return choose_labelled(everything, config, corpus.root)
+
+
+def choose_labelled(
+    everything: Mapping[str, Sequence[Utterance]], config: ClassificationConfig, root: Path
+) -> dict[str, list[Utterance]]:
+    """The labelled ones of all utterances, as many as the config asks for.
+
+    Args:
+        root: folder of the corpus, for messages.
+
+    Raises:
         ManifestError: a split without a labelled utterance, or whose labels never occur in training.
     """
     splits: dict[str, list[Utterance]] = {}
-    for split in SPLITS:
-        everything = corpus.utterances((names or {}).get(split, split))
-        labelled = [u for u in everything if all(label_of(u, name) for name in config.fields)]
+    for split, utterances in everything.items():
+        labelled = [u for u in utterances if all(label_of(u, name) for name in config.fields)]
         kept = [u for u in labelled if config.languages is None or u.labels.get("language") in config.languages]
         if not kept:
             raise ManifestError(
-                f"The corpus {corpus.root} has no utterance in '{split}' with {_list(config.fields)}"
+                f"The corpus {root} has no utterance in '{split}' with {_list(config.fields)}"
                 f"{'' if config.languages is None else ' in ' + _list(config.languages)}: its labels are "
-                f"{_list(sorted({key for u in everything for key in u.labels}))}."
+                f"{_list(sorted({key for u in utterances for key in u.labels}))}."
             )
         limit = config.max_train_utterances if split == "train" else config.max_eval_utterances
         chosen = _subset(kept, config.fields, limit)
         message = "classification %s: %d utterances of %d (%d without a label, %d not asked for)"
         logger.info(
-            message, split, len(chosen), len(everything), len(everything) - len(labelled), len(labelled) - len(chosen)
+            message, split, len(chosen), len(utterances), len(utterances) - len(labelled), len(labelled) - len(chosen)
         )
         splits[split] = chosen
-    return {**splits, **_with_known_classes(corpus, splits, config)}
+    return {**splits, **_with_known_classes(root, splits, config)}
 
 
 def make_classes(utterances: Iterable[Utterance], fields: Sequence[str]) -> Classes:
@@ -86,13 +101,13 @@ def make_classes(utterances: Iterable[Utterance], fields: Sequence[str]) -> Clas
 
 
 def _with_known_classes(
-    corpus: Corpus, splits: Mapping[str, Sequence[Utterance]], config: ClassificationConfig
+    root: Path, splits: Mapping[str, Sequence[Utterance]], config: ClassificationConfig
 ) -> dict[str, list[Utterance]]:
     """Dev and test, whose classes all occur in training."""
     trained = make_classes(splits["train"], config.fields).of_field
     for name, classes in trained.items():
         if len(classes) < 2:
-            raise ManifestError(f"The corpus {corpus.root} has one class of '{name}' in 'train': {classes[0]}.")
+            raise ManifestError(f"The corpus {root} has one class of '{name}' in 'train': {classes[0]}.")
     known: dict[str, list[Utterance]] = {}
     for split in SPLITS[1:]:
         known[split] = [u for u in splits[split] if all(label_of(u, n) in trained[n] for n in config.fields)]
@@ -100,7 +115,7 @@ def _with_known_classes(
         if left and not (config.leave_out_unknown and known[split]):
             unknown = {label_of(u, n) for u in splits[split] for n in config.fields if label_of(u, n) not in trained[n]}
             raise ManifestError(
-                f"The corpus {corpus.root} has {left} utterances in '{split}' of classes without a training example: "
+                f"The corpus {root} has {left} utterances in '{split}' of classes without a training example: "
                 f"{_list(sorted(unknown)[:5])}. Add some to 'train', or set `leave_out_unknown=true`."
             )
         if left:
