@@ -1,4 +1,4 @@
-"""Fits one head on cached features: the inner part of `speechssl run`.
+"""Fits one head, on cached features or with its upstream: the inner part of `speechssl run`.
 
 Each step is a function of (seed, step) alone, so that a run that was interrupted goes on from its last evaluation on
 dev and ends with the same weights. The best weights are those of the best evaluation on dev; test is looked at once.
@@ -9,73 +9,38 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from speechssl.checkpoint import save_tensors
+from speechssl.adapt.live import AHEAD, LiveFeatures
 from speechssl.crops import choose_crops, training_crops
 from speechssl.data.balance import Balance
-from speechssl.data.batching import BatchStream, bucket_batches, derive_seed, make_generator
+from speechssl.data.batching import Batch, BatchStream, bucket_batches, derive_seed, make_generator
 from speechssl.errors import DivergedError, SpeechsslError
-from speechssl.featurizer.build import build_featurizer
-from speechssl.featurizer.interface import Interface
+from speechssl.feature_batches import Features, collate
 from speechssl.files import replacing
+from speechssl.gradients import Scored, differentiate, differentiate_parts
+from speechssl.probe import HEAD, Probe, build_probe, load_probe, save_probe, seeded
 from speechssl.result import Evaluation
-from speechssl.task import Task, TaskData, TrainConfig
-from speechssl.types import Utterance
+from speechssl.task import Task, TaskConfig, TaskData, TrainConfig
+from speechssl.types import LossOutput, Utterance
 
 logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
-HEAD = "head.safetensors"
 LOG = "log.jsonl"
 POINTS = 200  # of the training loss curve, at most about
 
+States: TypeAlias = Tensor | list[Tensor]
+"""(K, B, T, D), or K of (B, T, D); without T where pooled."""
 Report = Callable[[int, str], None]
 """report(steps done since the last call, note such as the loss)."""
-
-
-class Features(Protocol):
-    """What fitting needs of `speechssl.cache.FeatureStore`."""
-
-    frame_rate: float
-    layers: tuple[int, ...]
-    """Which hidden states, ascending; row k of every array is layer `layers[k]`."""
-
-    @property
-    def num_layers(self) -> int:
-        """K."""
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-
-    def get(self, utterance_id: str) -> Tensor:
-        """(K, T, D), or (K, D) where pooled."""
-
-    def batch(self, utterance_ids: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(K, B, T, D), or (K, B, D) where pooled, and the valid frames (B,)."""
-
-
-class Probe(nn.Module):
-    """What is trained on a frozen upstream: what joins its layers, and a head."""
-
-    def __init__(self, featurizer: Interface, head: nn.Module) -> None:
-        super().__init__()
-        self.featurizer = featurizer
-        self.head = head
-
-    def trained_parameters(self) -> int:
-        """How many numbers are trained."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
 @runtime_checkable
@@ -126,23 +91,6 @@ class Fitted:
     test: Evaluation
 
 
-def build_probe(task: Task, data: TaskData, *, num_layers: int, size: int, frame_rate: float, seed: int) -> Probe:
-    """Makes what joins the layers, and the head; equal seeds give equal weights, and no global state is touched."""
-    with seeded(derive_seed(seed, "featurizer")):
-        featurizer = build_featurizer(task.config.features, num_layers, size)
-    with seeded(derive_seed(seed, "head")):
-        head = task.build_head(featurizer.hidden_size, frame_rate, data)
-    return Probe(featurizer, head)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Dropout and initialisation draw from torch's default generators, which are seeded here and put back after."""
-    with torch.random.fork_rng():
-        torch.random.manual_seed(seed)
-        yield
-
-
 class Fit:
     """One run of one task: a probe, its data and its folder."""
 
@@ -160,7 +108,7 @@ class Fit:
     ) -> None:
         """
         Args:
-            features: split -> store that holds its utterances.
+            features: split -> store that holds its utterances, or `LiveFeatures`, which are trained with the head.
             folder: for the checkpoint, the log and the best head.
             identity: what decides the numbers; a checkpoint of another identity is not gone on from.
         """
@@ -178,7 +126,9 @@ class Fit:
             frame_rate=train.frame_rate,
             seed=seed,
         ).to(self.device)
-        self.optimizer = _optimizer(self.probe, self.config, weight_rate_scale=task.config.features.weight_rate_scale)
+        self.live = train if isinstance(train, LiveFeatures) else None
+        self.probe.adapted = None if self.live is None else self.live.adapted
+        self.optimizer = _optimizer(self.probe, task.config)
         self.progress = Progress()
         self.crops = training_crops(data.splits["train"], task.config)
 
@@ -230,7 +180,7 @@ class Fit:
         recent: list[float] = []
         every = max(1, self.config.steps // POINTS)
         self.report(self.progress.step, "")
-        for batch in stream:
+        for batch in self._looking_ahead(stream, utterances):
             if self.progress.step >= self.config.steps:
                 break
             recent.append(self._step([utterances[i] for i in batch.indices]))
@@ -246,7 +196,7 @@ class Fit:
     def _batches(self, utterances: Sequence[Utterance]) -> BatchStream:
         config, longest = self.config, self.config.max_duration or math.inf
         seconds, budget = [min(u.duration or longest, longest) for u in utterances], config.batch_seconds
-        if self.task.config.features.pooling == "mean" and config.max_batch_size is not None:
+        if self.task.config.features.pooling == "mean" and config.max_batch_size is not None and self.live is None:
             # What is pooled needs no padding: batches are as random as they can be, and of one size.
             seconds, budget = [1.0] * len(utterances), float(config.max_batch_size)
         groups, balance = self.task.groups(self.data), None
@@ -258,6 +208,26 @@ class Fit:
             seconds, batch_seconds=budget, max_size=config.max_batch_size, seed=self.seed, balance=balance
         )
 
+    def _looking_ahead(self, stream: Iterable[Batch], utterances: Sequence[Utterance]) -> Iterator[Batch]:
+        """The batches, some of whose audio is read before its turn."""
+        if self.live is None:
+            yield from stream
+            return
+        coming, step = deque[Batch](), self.progress.step
+        for batch in stream:
+            step += 1
+            if step <= self.config.steps:
+                self.live.prefetch(self._hear([utterances[i] for i in batch.indices], step)[0])
+            coming.append(batch)
+            if len(coming) > AHEAD:
+                yield coming.popleft()
+
+    def _hear(self, utterances: Sequence[Utterance], step: int) -> tuple[list[Utterance], torch.Generator]:
+        """What a step hears of a batch, and the generator that goes on to draw for it."""
+        generator = make_generator(self.seed, "step", step)
+        heard = choose_crops(utterances, self.crops, generator)
+        return heard if self.live is None else self.live.cut(heard, generator), generator
+
     def _step(self, utterances: Sequence[Utterance]) -> float:
         begin = time.perf_counter()
         self.progress.step += 1
@@ -267,11 +237,7 @@ class Fit:
             raise SpeechsslError(f"The head of '{self.task.name}' has nothing to train: set `train.steps` to 0.")
         for group in optimizer.param_groups:
             group["lr"] = group["rate_scale"] * self.config.learning_rate * schedule(self.config, step)
-        generator = make_generator(self.seed, "step", step)
-        heard = choose_crops(utterances, self.crops, generator)
-        states, lengths = collate(
-            self.features["train"], heard, max_duration=self.config.max_duration, generator=generator
-        )
+        heard, generator = self._hear(utterances, step)
         self.probe.train()
         optimizer.zero_grad(set_to_none=True)
         bf16 = self.config.precision == "bf16"
@@ -279,23 +245,50 @@ class Fit:
             seeded(derive_seed(self.seed, "dropout", step)),
             torch.autocast(self.device.type, torch.bfloat16, enabled=bf16),
         ):
-            summed = self.probe.featurizer(states.to(self.device), lengths.to(self.device))
-            out = self.task.loss(self.probe.head, summed, lengths.to(self.device), utterances, self.data, generator)
-            size = out.sample_size.to(out.loss_sum.device).clamp(min=1)
-            loss = out.loss_sum / size
-            loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        norm = nn.utils.clip_grad_norm_(self.probe.parameters(), self.config.clip_norm)
-        value = float(loss.detach())
+            if self.live is None:
+                states, lengths = collate(
+                    self.features["train"], heard, max_duration=self.config.max_duration, generator=generator
+                )
+                scored = differentiate(self._loss(states, lengths, utterances, generator))
+            else:
+                scored = self._learn(self.live, heard, utterances, generator)
+        norm = nn.utils.clip_grad_norm_(self.probe.learned(), self.config.clip_norm)
+        value = scored.loss
         if not math.isfinite(value) or not math.isfinite(float(norm)):
             raise DivergedError(
                 f"The loss of '{self.task.name}' is {value} at step {step} (gradient norm {float(norm)}): "
                 "lower `train.learning_rate`."
             )
         optimizer.step()
-        metrics = {k: float(v) / float(size) for k, v in out.metrics.items()}
-        self._log(step=step, loss=value, gradient_norm=float(norm), **metrics)
+        self._log(step=step, loss=value, gradient_norm=float(norm), **scored.metrics)
         self.progress.seconds["train"] += time.perf_counter() - begin
         return value
+
+    def _loss(
+        self, states: States, lengths: Tensor, utterances: Sequence[Utterance], generator: torch.Generator
+    ) -> LossOutput:
+        joined = self.probe.featurizer(_place(states, self.device), lengths.to(self.device))
+        return self.task.loss(self.probe.head, joined, lengths.to(self.device), utterances, self.data, generator)
+
+    def _learn(
+        self,
+        live: LiveFeatures,
+        heard: Sequence[Utterance],
+        utterances: Sequence[Utterance],
+        generator: torch.Generator,
+    ) -> Scored:
+        """One pass through the upstream, or several whose gradients add up."""
+        frozen = self.progress.step <= live.config.freeze_steps
+
+        def losses() -> Iterator[LossOutput]:
+            for places in parts:
+                states, lengths = live.learn([heard[i] for i in places], generator, frozen=frozen)
+                yield self._loss(states, lengths, [utterances[i] for i in places], generator)
+
+        parts = live.split(heard)
+        if len(parts) == 1:
+            return differentiate(next(losses()))
+        return differentiate_parts(losses(), self.probe.learned())
 
     def _checkpoint(self) -> None:
         found = self.evaluate("dev").metrics
@@ -311,7 +304,7 @@ class Fit:
             save_probe(self.probe, self.folder)
         state = {
             "identity": self.identity,
-            "probe": self.probe.state_dict(),
+            "probe": self.probe.state(),
             "optimizer": self.optimizer.state_dict() if self.optimizer is not None else None,
             "progress": vars(self.progress),
         }
@@ -325,7 +318,7 @@ class Fit:
         if state is None or state["identity"] != self.identity or not (self.folder / HEAD).is_file():
             log.unlink(missing_ok=True)
             return
-        self.probe.load_state_dict(state["probe"])
+        self.probe.load_state(state["probe"], origin=str(path))
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
@@ -351,28 +344,6 @@ def schedule(config: TrainConfig, step: int) -> float:
     return 1.0
 
 
-def collate(
-    features: Features, utterances: Sequence[Utterance], *, max_duration: float | None, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """A training batch; utterances longer than `max_duration` seconds are cropped at random.
-
-    Returns:
-        (K, B, T, D) or, where pooled, (K, B, D); and valid frames (B,) int64.
-    """
-    ids = [u.id for u in utterances]
-    arrays = [features.get(i) for i in ids]
-    limit = None if max_duration is None else max(1, round(max_duration * features.frame_rate))
-    if limit is None or arrays[0].dim() == 2 or max(a.size(1) for a in arrays) <= limit:
-        return features.batch(ids)
-    lengths = [min(a.size(1), limit) for a in arrays]
-    layers, _, size = arrays[0].shape
-    out = arrays[0].new_zeros(layers, len(arrays), max(lengths), size)  # (K, B, T, D)
-    for row, (array, length) in enumerate(zip(arrays, lengths, strict=True)):
-        start = int(torch.randint(array.size(1) - length + 1, (), generator=generator))
-        out[:, row, :length] = array[:, start : start + length]
-    return out, torch.tensor(lengths)
-
-
 @torch.no_grad()
 def predict(
     probe: Probe, task: Task, data: TaskData, split: str, features: Features, *, device: torch.device
@@ -383,46 +354,43 @@ def predict(
     config: TrainConfig = task.config.train
     found: dict[str, Any] = {}
     durations = [u.duration or 1.0 for u in utterances]
-    for indices in bucket_batches(durations, batch_seconds=config.batch_seconds, max_size=config.max_batch_size):
-        part = [utterances[i] for i in indices]
-        states, lengths = features.batch([u.id for u in part])
-        summed = probe.featurizer(states.to(device), lengths.to(device))
-        predictions = task.predict(probe.head, summed, lengths.to(device), part, data)
+    batches = bucket_batches(durations, batch_seconds=config.batch_seconds, max_size=config.max_batch_size)
+    parts = [[utterances[i] for i in indices] for indices in batches]
+    ids = ([u.id for u in part] for part in parts)
+    made = features.batches(ids) if isinstance(features, LiveFeatures) else map(features.batch, ids)
+    for part, (states, lengths) in zip(parts, made, strict=True):
+        joined = probe.featurizer(_place(states, device), lengths.to(device))
+        predictions = task.predict(probe.head, joined, lengths.to(device), part, data)
         found.update({u.id: p for u, p in zip(part, predictions, strict=True)})
     return found
-
-
-def save_probe(probe: Probe, folder: Path) -> None:
-    """Writes head.safetensors (with the layer weights), whole or not at all."""
-    save_tensors(probe.state_dict(), folder / HEAD)
-
-
-def load_probe(probe: Probe, folder: Path) -> None:
-    """Reads head.safetensors into a probe of the same shape."""
-    path = folder / HEAD
-    if not path.is_file():
-        raise SpeechsslError(f"There is no trained head at {path}: run the task first.")
-    try:
-        probe.load_state_dict(load_file(path))
-    except (RuntimeError, OSError, SafetensorError) as error:
-        raise SpeechsslError(f"The head {path} does not fit its config ({error}): run the task again.") from error
 
 
 def _silent(steps: int, note: str) -> None:
     del steps, note
 
 
-def _optimizer(probe: Probe, config: TrainConfig, *, weight_rate_scale: float) -> torch.optim.Optimizer | None:
+def _place(states: States, device: torch.device) -> States:
+    return states.to(device) if isinstance(states, Tensor) else [state.to(device) for state in states]
+
+
+def _optimizer(probe: Probe, config: TaskConfig) -> torch.optim.Optimizer | None:
     """None where there is nothing to train; 'rate_scale' of a group multiplies the learning rate of every step."""
+    train = config.train
     groups = [
         {"params": [p for p in module.parameters() if p.requires_grad], "rate_scale": scale}
-        for module, scale in ((probe.featurizer, weight_rate_scale), (probe.head, 1.0))
+        for module, scale in ((probe.featurizer, config.features.weight_rate_scale), (probe.head, 1.0))
     ]
+    if probe.adapted is not None:
+        base = config.adapt.learning_rate / train.learning_rate
+        by_rate: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in probe.adapted.trained.items():
+            by_rate.setdefault(probe.adapted.rates[name], []).append(parameter)
+        groups += [{"params": by_rate[rate], "rate_scale": base * rate} for rate in sorted(by_rate)]
     groups = [group for group in groups if group["params"]]
-    if config.steps == 0 or not groups:
+    if train.steps == 0 or not groups:
         return None
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=train.learning_rate, weight_decay=train.weight_decay)
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any] | None:

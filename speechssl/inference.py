@@ -1,5 +1,6 @@
 """Applies a finished run to a user's own files: `speechssl infer`."""
 
+import copy
 import json
 import logging
 from collections.abc import Sequence
@@ -10,11 +11,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from speechssl.adapt.methods import adapt
 from speechssl.config import from_dict, to_dict
 from speechssl.errors import ManifestError, SpeechsslError
 from speechssl.extraction import extract, resolve_items
 from speechssl.files import replacing
-from speechssl.fitting import Probe, build_probe, load_probe
+from speechssl.probe import Probe, build_probe, load_probe
 from speechssl.registry import task_module
 from speechssl.task import Task, TaskData
 from speechssl.types import Utterance
@@ -84,8 +86,11 @@ def infer(
     folder = Path(run_folder)
     saved = _read(folder)
     task, data, probe = _rebuild(saved)
-    load_probe(probe, folder)
     model = _upstream(saved, upstream, device)
+    if task.config.adapt.method != "frozen":
+        probe.adapted = adapt(copy.deepcopy(model), task.config.adapt, seed=0, deepest=max(saved["layers"]))
+        model = probe.adapted.upstream
+    load_probe(probe, folder)
     probe.eval().to(device)
     utterances = resolve_items(files)
     features = {}

@@ -11,11 +11,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 
+from speechssl.adapt.adaptable import Adaptable
+from speechssl.adapt.live import Wanted
 from speechssl.cache import FeatureCache
 from speechssl.config import to_dict
 from speechssl.crops import MARK, training_crops
@@ -30,11 +33,13 @@ from speechssl.result import RunResult, hardware, versions
 from speechssl.task import Task, TaskData, take_share
 from speechssl.types import Utterance
 from speechssl.upstream import Upstream
-from speechssl.upstream_spec import CachedUpstream, UpstreamCard
+from speechssl.upstream_spec import CachedUpstream, UpstreamCard, load
 from speechssl.variants import Variant
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+Source: TypeAlias = FeatureStore | Adaptable
+"""Features, or an upstream that each run adapts for itself."""
 Advance: TypeAlias = Callable[[int, str], None]
 """advance(steps done since the last call, note)."""
 
@@ -89,7 +94,7 @@ class Work:
     job: Job
     task: Task
     data: TaskData
-    store: FeatureStore
+    store: Source
 
 
 _Execute: TypeAlias = Callable[[Work, Advance], T]
@@ -106,9 +111,16 @@ def plain(config: Any) -> Any:
     return json.loads(json.dumps(to_dict(config)))
 
 
-def compute_features(upstream: Upstream, task: Task, data: TaskData, options: RunOptions) -> FeatureStore:
-    """The features of every utterance of every split; only what is not cached goes through the upstream."""
-    wanted = task.config.features
+def compute_features(upstream: Upstream, task: Task, data: TaskData, options: RunOptions) -> Source:
+    """The features of every utterance of every split; only what is not cached goes through the upstream.
+
+    Where the upstream is adapted, only those that stay as they are.
+    """
+    wanted, adaptation, cache = (
+        task.config.features,
+        task.config.adapt,
+        FeatureCache(options.cache_folder, options.cache_gb),
+    )
     layers = sorted(upstream.resolve_layers(wanted.layers))
     unique: dict[str, Utterance] = {}
     for split, utterances in data.splits.items():
@@ -118,17 +130,22 @@ def compute_features(upstream: Upstream, task: Task, data: TaskData, options: Ru
             )
         crops = training_crops(utterances, task.config) if split == "train" else {}
         unique.update((heard.id, heard) for u in utterances for heard in crops.get(u.id, [u]))
-    return FeatureCache(options.cache_folder, options.cache_gb).features(
+    compute = partial(
+        cache.features, utterances=list(unique.values()), precision=options.precision, skip_bad=options.skip_bad
+    )
+    if adaptation.method == "frozen":
+        return compute(upstream, layers=layers, pooling=wanted.pooling)
+    return Adaptable(
         upstream,
-        list(unique.values()),
-        layers=layers,
-        pooling=wanted.pooling,
-        precision=options.precision,
+        adaptation,
+        Wanted(tuple(layers), wanted.pooling == "mean", options.precision, task.config.train.max_duration),
+        unique,
+        keep=lambda model, kept: compute(model, layers=kept, dtype="float32"),
         skip_bad=options.skip_bad,
     )
 
 
-def with_cost(jobs: Sequence[Job], store: FeatureStore) -> list[Job]:
+def with_cost(jobs: Sequence[Job], store: Source) -> list[Job]:
     """The first run of an upstream bears the cost of its features."""
     audio = {"audio_seconds": store.audio_seconds}
     first = {**audio, "computed": float(store.computed), "from_cache": float(store.from_cache)}
@@ -209,8 +226,20 @@ def _execute_alone(job: Job, execute: _Execute[T]) -> T:
     """In a worker process: opens the corpus and the cached features anew."""
     task = build_task(job.task, job.config)
     data = take_share(task.prepare(job.corpus), job.config.subset)
-    store = compute_features(CachedUpstream(job.card), task, data, job.options)
+    store = compute_features(_upstream_of(job), task, data, job.options)
     return execute(Work(job, task, data, store), lambda amount, note: _steps.put((amount, note)))
+
+
+def _upstream_of(job: Job) -> Upstream:
+    if job.config.adapt.method == "frozen":
+        return CachedUpstream(job.card)
+    upstream = load(job.card.spec, device=job.options.device)
+    if upstream.fingerprint() != job.card.info.fingerprint:
+        raise SpeechsslError(
+            f"'{job.card.spec.name}' is not what the run was started with, which only its own process can adapt: save "
+            "it in a folder and name that, or set `jobs` to 1."
+        )
+    return upstream
 
 
 def _execute(work: Work, advance: Advance) -> RunResult:
@@ -235,12 +264,14 @@ def _try(work: Work, advance: Advance) -> float | None:
 
 
 def _make_fit(work: Work, advance: Advance) -> Fit:
-    job, data = work.job, _without_bad(work.data, work.store)
+    job, store = work.job, work.store
+    data = _without_bad(work.data, store)
+    features = store.adapt(job.config.adapt, seed=job.seed) if isinstance(store, Adaptable) else store
     title = " ".join((job.card.info.label, *job.variant.folders, f"seed {job.seed}"))
     return Fit(
         work.task,
         data,
-        dict.fromkeys(data.splits, work.store),
+        dict.fromkeys(data.splits, features),
         seed=job.seed,
         folder=job.folder,
         identity=job.identity(),
@@ -259,7 +290,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _without_bad(data: TaskData, store: FeatureStore) -> TaskData:
+def _without_bad(data: TaskData, store: Source) -> TaskData:
     """Leaves out the utterances that `--skip-bad` did; they are listed in the log."""
     if not store.bad:
         return data
@@ -289,6 +320,7 @@ def _result(job: Job, task: Task, fit: Fit, fitted: Fitted) -> RunResult:
         layer_weights=[] if weights is None else weights.tolist(),
         curves=state.curves,
         trained_parameters=fit.probe.trained_parameters(),
+        trained=fit.probe.counts(),
         seconds={"features": job.seconds, **state.seconds},
         features=job.features,
         best_step=state.best_step,

@@ -98,6 +98,9 @@ class RunResult:
     """Where dev chose between settings (`speechssl run --sweep`): 'setting=value' -> its score on dev, a mean over
     seeds; null where it diverged."""
 
+    trained: Mapping[str, int] = field(default_factory=dict)
+    """Trained numbers of each part: 'head', 'featurizer', 'upstream'."""
+
     @property
     def column(self) -> str:
         """What tables put side by side: the task, and its head where heads are compared."""

@@ -17,8 +17,9 @@ from typing import Any
 
 from speechssl.config import load_config
 from speechssl.errors import ConfigError, SpeechsslError
-from speechssl.fitting import CHECKPOINT, HEAD, LOG
+from speechssl.fitting import CHECKPOINT, LOG
 from speechssl.jobs import Work, build_task, run_candidates
+from speechssl.probe import HEAD
 
 logger = logging.getLogger(__name__)
 FOLDER = "sweep"

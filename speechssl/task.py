@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from speechssl.adapt.config import AdaptConfig
 from speechssl.data.corpus import Corpus
 from speechssl.data.seeds import derive_seed
 from speechssl.errors import ConfigError
@@ -105,6 +106,8 @@ class TaskConfig:
 
     train: TrainConfig = field(default_factory=TrainConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    """What of the upstream is trained with the head; 'frozen' = nothing, and features are computed once."""
     subset: float = 1.0
     """Share of the utterances of each split, chosen by a hash of their ids, for a quick look."""
 

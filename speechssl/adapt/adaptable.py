@@ -1,0 +1,99 @@
+"""An upstream that each run of a task adapts for itself, with what they share: the features that stay as they are."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from speechssl.adapt.config import AdaptConfig
+from speechssl.adapt.live import LiveFeatures, Wanted
+from speechssl.adapt.methods import adapt
+from speechssl.adapt.perturb import check_perturbations
+from speechssl.adapt.reading import WORKERS
+from speechssl.adapt.start import FrontendUpstream, Start, find_start
+from speechssl.errors import AudioError, SpeechsslError
+from speechssl.extraction import leave_out, measure
+from speechssl.feature_store import FeatureStore
+from speechssl.types import Utterance
+from speechssl.upstream import Upstream
+
+Keep = Callable[[Upstream, Sequence[int]], FeatureStore]
+"""keep(upstream, layers) caches hidden states of all utterances, in float32."""
+
+
+class Adaptable:
+    """An upstream that is yet to be adapted, and the utterances that a task hears."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        config: AdaptConfig,
+        wanted: Wanted,
+        utterances: Mapping[str, Utterance],
+        *,
+        keep: Keep,
+        skip_bad: bool,
+    ) -> None:
+        """
+        Args:
+            upstream: stays as it is.
+            config: of the first adaptation, for which what can be kept is computed here.
+            utterances: id -> utterance, of all splits.
+            skip_bad: leaves out bad files, see `bad`.
+
+        Raises:
+            ConfigError: the method does not fit the upstream.
+            SpeechsslError: layers of different widths.
+        """
+        self.upstream, self.wanted, self.utterances = upstream, wanted, utterances
+        widths = sorted({upstream.hidden_sizes[layer] for layer in wanted.layers})
+        if len(widths) != 1:
+            raise SpeechsslError(
+                f"The layers {list(wanted.layers)} of '{upstream.name}' have different widths ({widths}): choose "
+                "`features.layers` of one width."
+            )
+        self.layers, self.hidden_size = wanted.layers, widths[0]
+        self._keep = keep
+        self._stores: dict[Start, FeatureStore] = {}
+        self.bad: dict[str, str] = {}
+        """As `FeatureStore.bad`; so are the next ones."""
+        self.computed, self.from_cache, self.seconds, self.audio_seconds = 0, 0, 0.0, 0.0
+        self.adapt(config, seed=0)
+        for store in self._stores.values():
+            self.bad, self.computed, self.from_cache = store.bad, store.computed, store.from_cache
+            self.seconds, self.audio_seconds = store.seconds, store.audio_seconds
+        if not self._stores:
+            self._measure(skip_bad)
+
+    def __len__(self) -> int:
+        return len(self.utterances) - len(self.bad)
+
+    def adapt(self, config: AdaptConfig, *, seed: int) -> LiveFeatures:
+        """Copies the upstream and makes the copy ready to be trained; `seed` is that of weights that are added."""
+        check_perturbations(self.upstream, config)
+        adapted = adapt(copy.deepcopy(self.upstream), config, seed=seed, deepest=max(self.layers))
+        start = find_start(adapted, config, self.layers)
+        store = None if start.kind == "waveform" else self._store(start)
+        return LiveFeatures(adapted, config, self.wanted, self.utterances, start=start, store=store)
+
+    def _store(self, start: Start) -> FeatureStore:
+        if start not in self._stores:
+            if start.kind == "frontend":
+                self._stores[start] = self._keep(FrontendUpstream(self.upstream), [0])
+            else:
+                self._stores[start] = self._keep(self.upstream, start.kept_layers(self.layers))
+        return self._stores[start]
+
+    def _measure(self, skip_bad: bool) -> None:
+        """Finds the utterances that are too short or can't be read, before hours are spent."""
+        items, upstream = list(self.utterances.values()), self.upstream
+        seconds = measure(items, workers=WORKERS, skip_bad=skip_bad, bad=self.bad)
+        self.audio_seconds = sum(seconds.values())
+        for utterance in items:
+            samples = round(seconds.get(utterance.id, 0.0) * upstream.sample_rate)
+            if utterance.id in seconds and int(upstream.output_lengths(torch.tensor([samples]))) < 1:
+                error = AudioError(
+                    f"{utterance.path} is {seconds[utterance.id]:.3f} s long, shorter than one frame of "
+                    f"'{upstream.name}': leave it out."
+                )
+                leave_out(utterance, error, skip_bad, self.bad)
