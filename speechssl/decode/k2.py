@@ -75,7 +75,7 @@ class Lattice:
         return scores - self.fsa.lm_scores if hasattr(self.fsa, "lm_scores") else scores
 
 
-def search(log_probs: Sequence[Tensor], graph: Graph, *, beams: Beams = Beams()) -> Lattice:  # noqa: B008 # frozen
+def search(log_probs: Sequence[Tensor], graph: Graph, *, beams: Beams = Beams()) -> Lattice:  # frozen
     """Searches a graph for the paths of each utterance.
 
     Args:
@@ -184,7 +184,11 @@ def rescore_lattice(lattice: Lattice, grammar: NgramModel, *, lm_scale: float) -
 
 
 def decode(
-    log_probs: Mapping[str, Tensor], graph: Graph, *, beams: Beams = Beams(), batch_frames: int = 20_000  # noqa: B008
+    log_probs: Mapping[str, Tensor],
+    graph: Graph,
+    *,
+    beams: Beams = Beams(),
+    batch_frames: int = 20_000,
 ) -> Iterator[tuple[list[str], Lattice]]:
     """Searches any number of utterances, long ones first, batch by batch.
 
@@ -297,3 +301,9 @@ def _arc_ranges(fsas: Any) -> list[tuple[int, int]]:
     """First arc, and the one behind the last, of each automaton."""
     splits = fsas.arcs.shape().remove_axis(1).row_splits(1).tolist()
     return list(pairwise(splits))
+
+
+if __name__ == "__main__":
+    from speechssl.decode.k2_command import main
+
+    main()

@@ -55,8 +55,8 @@ def import_k2() -> Any:
         import k2
     except ImportError as error:
         raise SpeechsslError(
-            f"k2 can't be imported ({error}): its last release on the package index needs Python 3.10 and torch 1.13.1; "
-            "`make k2` makes an environment that has them, .venv-k2."
+            f"k2 can't be imported ({error}): its last release on the package index needs Python 3.10 and torch "
+            "1.13.1, which `make k2` puts in an environment of their own, .venv-k2."
         ) from error
     return k2
 
@@ -110,7 +110,7 @@ def compile_graph(
     topology = compile_topology(tokens, modified=modified).fsa
     whole = k2.arc_sort(k2.connect(k2.compose(topology, k2.arc_sort(both), inner_labels="tokens")))
     if whole.num_arcs == 0:
-        raise SpeechsslError("The decoding graph is empty: the language model allows no sentence of the lexicon's words.")
+        raise SpeechsslError("The graph is empty: the language model allows no sentence of the lexicon's words.")
     logger.info("graph: %d words, %d states, %d arcs", words, whole.shape[0], whole.num_arcs)
     return Graph(whole, tuple(tokens), lexicon.words, modified)
 
@@ -185,7 +185,7 @@ def load_graph(path: Path) -> Graph:
         SpeechsslError: no such file, or not such a file.
     """
     k2 = import_k2()
-    tensors, about = _read_tensors(path)
+    tensors, about = read_tensors(path)
     if about.get("format") != FORMAT:
         raise SpeechsslError(f"{path} is no decoding graph of this version: make it again with `--save-graph`.")
     splits = tensors.pop("aux_labels_row_splits", None)
@@ -199,12 +199,17 @@ def load_graph(path: Path) -> Graph:
     return Graph(fsa, tokens, None if words is None else tuple(words), json.loads(about["modified"]))
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        SpeechsslError: no such file, or not such a file.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 # not a dict
     except (OSError, SafetensorError) as error:
         raise SpeechsslError(f"{path} can't be read as safetensors ({error}): give another file.") from error
 
@@ -213,7 +218,9 @@ def _class_of(separator: str | None, tokens: Sequence[str]) -> int | None:
     if separator is None:
         return None
     if separator not in tokens[1:]:
-        raise SpeechsslError(f"The separator '{separator}' is not among the model's {len(tokens)} tokens: choose another.")
+        raise SpeechsslError(
+            f"The separator '{separator}' is not among the model's {len(tokens)} tokens: choose another."
+        )
     return list(tokens).index(separator)
 
 
