@@ -1,4 +1,4 @@
-"""Every pre-training recipe runs whole on generated speech, and is as short as a recipe should be."""
+"""Every recipe runs whole on generated speech, and is as short as a recipe should be."""
 
 import os
 import re
@@ -54,6 +54,15 @@ def test_the_recipe_is_thin_and_told(script: Path) -> None:
         assert row in told
     for settings in script.parent.glob("*.yaml"):
         assert yaml.safe_load(settings.read_text())["train"]["steps"] >= 1_000
+
+
+def test_the_recipe_of_superb_runs_on_generated_speech(data: Path, tmp_path: Path) -> None:
+    script = ROOT / "recipes" / "superb" / "run.sh"
+    done = _run(script, "--smoke", "fbank", "--", "--seed", "1", data=data, out=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "superb_demo: test" in done.stdout and (tmp_path / "report" / "index.html").is_file()
+    assert len(list(tmp_path.glob("runs/*/fbank/seed1/result.json"))) == 3
+    assert _run(script, data=data, out=tmp_path).returncode == 2  # no upstream
 
 
 STOPPABLE = """
