@@ -332,12 +332,27 @@ def lhotse_manifests(root: Path) -> Path:
     return root
 
 
+def table(root: Path) -> Path:
+    """Six recordings, one of them in two parts, with labels of syllables; train is called as elsewhere."""
+    for number in range(6):
+        put_audio(root / "audio" / f"{number}.wav", 16_000)
+    rows = [
+        *("audio/0.wav,training,0.0,0.5,ann,sad,3.5", "audio/0.wav,training,0.5,,ann,happy,4"),
+        *("audio/1.wav,training,,,bob,sad,", 'audio/2.wav,valid,,,eve,"sad",1', "audio/3.wav,valid,,,eve,happy,2"),
+        *("audio/4.wav,test,,,joe,happy,5", "audio/5.wav,test,,,joe,,"),
+    ]
+    put_list(root / "mine.csv", ["path,split,start,end,speaker,emotion,score", *rows], bom=True, end="\r\n")
+    lines = [f"audio-{k}\t{0.1 * j:.1f}\t{0.1 * j + 0.1:.1f}\t{j % 2}" for k in (1, 2, 4) for j in range(3)]
+    put_list(root / "segments.tsv", ["id\tstart\tend\ttone", *lines])
+    return root
+
+
 TREES = {
     function.__name__: function
     for function in (
         *(audio_snips, common_voice, fluent_speech_commands, iemocap, libri2mix_diarization, libri2mix_separation),
         lhotse_manifests,
-        *(librispeech, quesst14, speech_commands, voicebank_demand, voxceleb1),
+        *(librispeech, quesst14, speech_commands, table, voicebank_demand, voxceleb1),
     )
 }
 

@@ -89,7 +89,7 @@ def test_manifests_say_what_the_files_are(name, tree, tmp_path):
             length = soundfile.info(utterance.path)
             end = utterance.start + (utterance.duration or 0)
             assert Path(utterance.path).is_absolute() and 0 < end <= length.duration + 1e-9
-            if name not in ("lhotse_manifests", "speech_commands"):  # which have parts of files
+            if name not in ("lhotse_manifests", "speech_commands", "table"):  # which have parts of files
                 assert utterance.duration == pytest.approx(length.duration, abs=1e-9)
         assert len(open_source(tmp_path / "out", split).index) == len(utterances)
 
@@ -209,6 +209,15 @@ MALFORMED = {
     "a segment without end": ("libri2mix_diarization", "dev/segments", b"a b 0.0\n", 1),
     "a segment that ends first": ("libri2mix_diarization", "dev/segments", b"a b 2.0 1.0\n", 1),
     "a pipe": ("libri2mix_diarization", "dev/wav.scp", b"a sox x |\n", 1),
+    "a time that is none": ("table", "mine.csv", b"path,start\na.wav,soon\n", 2),
+    "an end before the start": ("table", "mine.csv", b"path,start,end\na.wav,2,1\n", 2),
+    "an utterance twice": ("table", "mine.csv", b"path\na.wav\nb.wav\na.wav\n", 4),
+    "a column twice": ("table", "mine.csv", b"path;age;age\n", 1),
+    "no path": ("table", "mine.csv", b"path,age\n,3\n", 2),
+    "no split": ("table", "mine.csv", b"path,split\na.wav,\n", 2),
+    "no id": ("table", "mine.csv", b"path,id\na.wav,\n", 2),
+    "a segment of nobody": ("table", "segments.tsv", b"id\tstart\tend\taudio-9\naudio-9\t0\t1\t1\n", 2),
+    "a segment without length": ("table", "segments.tsv", b"id\tstart\tend\ttone\naudio-1\t1\t1\t2\n", 2),
     "a line of two columns": ("common_voice", "cs/dev.tsv", b"client_id\tpath\tsentence\na\tb\n", 2),
 }
 
