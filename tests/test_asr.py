@@ -143,6 +143,17 @@ def test_spec_augment_masks_within_its_widths_and_repeats_with_its_generator() -
     assert float(features.min()) == 1.0, "the input must not be changed"
 
 
+def test_adaptive_masks_are_as_many_as_the_seconds_of_an_utterance_ask_for() -> None:
+    features, lengths = torch.ones(200, 400, 4), torch.tensor([400] * 100 + [49] * 100)
+    config = SpecAugmentConfig(
+        time_warp=0.0, time_masks=5, time_masks_per_second=1.0, max_time_fraction=0.01, channel_masks=0
+    )
+    out = spec_augment(features, lengths, frame_rate=50.0, config=config, generator=generator())
+    hidden = (out[:100, :, 0] == 0).sum(dim=1)  # 5 of the 8 masks for 8 s, of up to 4 frames
+    assert 14 < int(hidden.max()) <= 20
+    assert int((out[100:, :49] == 0).sum()) == 0, "less than a second has none"
+
+
 def test_warping_keeps_ends_and_order() -> None:
     ramp = torch.arange(60.0)[None, :, None].repeat(2, 1, 3)
     lengths = torch.tensor([60, 30])

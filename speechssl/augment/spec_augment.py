@@ -22,6 +22,9 @@ class SpecAugmentConfig:
     time_warp: float = 0.1
     """Largest shift of a point in time, seconds; 0 = no warping."""
     time_masks: int = 2
+    time_masks_per_second: float = 0.0
+    """Above 0, each utterance has so many time masks per second, at most `time_masks`, as in adaptive SpecAugment (Park
+    et al. 2020, arXiv:1912.05533, with `max_time_fraction`)."""
     time_width: float = 0.8
     """Seconds."""
     max_time_fraction: float = 1.0
@@ -48,9 +51,13 @@ def spec_augment(
     if config.time_warp > 0:
         features = time_warp(features, lengths, window=config.time_warp * frame_rate, generator=generator)
     widths = (config.max_time_fraction * lengths.cpu()).clamp(max=config.time_width * frame_rate)
-    hidden = _spans(widths, lengths.cpu(), features.size(1), config.time_masks, generator)  # (B, T)
+    counts = torch.full_like(lengths.cpu(), config.time_masks)
+    if config.time_masks_per_second > 0:
+        counts = counts.minimum((config.time_masks_per_second / frame_rate * lengths.cpu() + 1e-6).long())
+    hidden = _spans(widths, lengths.cpu(), features.size(1), counts, generator)  # (B, T)
     size = torch.full_like(lengths.cpu(), features.size(2))
-    dropped = _spans(config.channel_width * size, size, features.size(2), config.channel_masks, generator)  # (B, D)
+    counts = torch.full_like(size, config.channel_masks)
+    dropped = _spans(config.channel_width * size, size, features.size(2), counts, generator)  # (B, D)
     hidden = hidden | lengths_to_padding_mask(lengths.cpu(), features.size(1))
     mask = hidden[:, :, None] | dropped[:, None, :]
     return features.masked_fill(mask.to(features.device), 0.0)
@@ -83,13 +90,14 @@ def time_warp(features: Tensor, lengths: Tensor, *, window: float, generator: to
     return torch.lerp(features[rows, below], features[rows, above], share)
 
 
-def _spans(widths: Tensor, sizes: Tensor, total: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` spans per row, each up to `widths` long and inside `sizes`: (B, total) bool, True = inside a span."""
-    if count == 0:
+def _spans(widths: Tensor, sizes: Tensor, total: int, counts: Tensor, generator: torch.Generator) -> Tensor:
+    """`counts` spans per row, each up to `widths` long and inside `sizes`: (B, total) bool, True = inside a span."""
+    most = int(counts.max())
+    if most == 0:
         return torch.zeros(len(sizes), total, dtype=torch.bool)
-    shape = (len(sizes), count)
+    shape = (len(sizes), most)
     length = (torch.rand(shape, generator=generator) * (widths.float()[:, None] + 1)).floor()
-    length = torch.minimum(length, sizes[:, None].float())
+    length = torch.minimum(length, sizes[:, None].float()) * (torch.arange(most) < counts[:, None])
     start = (torch.rand(shape, generator=generator) * (sizes[:, None] - length + 1)).floor()
     at = torch.arange(total)[None, None, :]
     return ((at >= start[:, :, None]) & (at < (start + length)[:, :, None])).any(dim=1)

@@ -5,7 +5,7 @@ B batch, T frames, D width, V classes.
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,14 +94,14 @@ class CtcTask(Task):
         log_probs, frames = head(features, lengths)
         return [vocabulary_of(data).decode(labels) for labels in greedy_decode(log_probs, frames)]
 
-    def unseen_units(self, data: TaskData, split: str, unit: str) -> MetricValue:
+    def unseen_units(self, data: TaskData, split: str, unit: str, *, count: Callable[[str], int] = len) -> MetricValue:
         """The part of the references that no hypothesis can hold, since training lacks it.
 
         Args:
-            unit: 'characters' or 'words', of which the references are counted.
+            unit: what `count` counts in a reference, such as 'characters'.
         """
         references = [self.text_of(u) for u in data.splits[split]]
-        total = sum(len(r) if unit == "characters" else len(r.split()) for r in references)
+        total = sum(map(count, references))
         return MetricValue(sum(vocabulary_of(data).unseen(references).values()) / total, total, unit)
 
 

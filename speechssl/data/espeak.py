@@ -1,6 +1,7 @@
 """Speech by eSpeak NG (formant synthesis), in process: the library inside the PyPI package `espeakng-loader`."""
 
 import ctypes
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,7 @@ from speechssl.errors import SpeechsslError
 
 _SYNCHRONOUS, _DONT_EXIT, _UTF8 = 2, 0x8000, 1
 _RATE, _PITCH = 1, 3
+_IPA, _BETWEEN = 2, "_"
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
@@ -65,6 +67,24 @@ class Espeak:
             raise SpeechsslError(f"eSpeak NG says nothing for the text '{text}' in voice '{voice}'.")
         waveform: npt.NDArray[np.float32] = np.concatenate(self._chunks).astype(np.float32) / np.float32(32768)
         return waveform
+
+    def phonemes(self, text: str, voice: str) -> list[str]:
+        """How a text is said, as IPA without stress and length of pauses: one string per phoneme.
+
+        Raises:
+            SpeechsslError: no such voice.
+        """
+        if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise SpeechsslError(f"eSpeak NG has no voice '{voice}'.")
+        translate = self._library.espeak_TextToPhonemes
+        translate.restype = ctypes.c_char_p
+        rest = ctypes.c_char_p(text.encode())
+        found: list[str] = []
+        while rest.value:
+            clause = translate(ctypes.byref(rest), _UTF8, _IPA | ord(_BETWEEN) << 8) or b""
+            # "(en)" says that the next word is read by another language's rules
+            found += re.split(rf"[{_BETWEEN}\s]+", re.sub(r"\([\w-]*\)", " ", clause.decode()))
+        return [phone for phone in (part.strip("ˈˌ-") for part in found) if phone]
 
 
 @cache

@@ -1,0 +1,1 @@
+"""Slot filling: words and the slots that they fill, spelled by CTC."""
