@@ -1,0 +1,1 @@
+"""Source separation: each of several voices alone."""

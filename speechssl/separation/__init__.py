@@ -1,0 +1,1 @@
+"""Separation and enhancement by masks on the short-time Fourier transform."""
