@@ -1,0 +1,1 @@
+"""Speech enhancement: speech without the noise around it."""
