@@ -27,12 +27,13 @@ from speechssl.runner import run
 from speechssl.task import FeatureConfig, TrainConfig
 from speechssl.types import HiddenStates
 
-KINDS = ["weighted_sum", "single", "concat", "concat to 7", "hierarchical_conv", "attention"]
-LINEAR = KINDS[:4]
+KINDS = ["weighted_sum", "single", "two_sums", "concat", "concat to 7", "hierarchical_conv", "attention"]
+LINEAR = KINDS[:5]
 SIZE = 12
 COUNTS = {  # parameters of 13 layers of 12, counted by hand; `single` has one layer
     "weighted_sum": 13,
     "single": 0,
+    "two_sums": 2 * 13,
     "concat": 0,
     "concat to 7": 7 * 13 * 12,
     "hierarchical_conv": (12 * 12 * 5 + 12) + (6 * 12 * 5 + 6),
@@ -69,6 +70,9 @@ def slowly(kind: str, module: Interface, frame: Tensor) -> Tensor:
     own: Any = module
     if kind == "single":
         return frame[0]
+    if kind == "two_sums":
+        both = [own.logits[k].exp() / own.logits[k].exp().sum() for k in range(2)]
+        return torch.cat([sum((w * x for w, x in zip(b, frame, strict=True)), torch.zeros(SIZE)) for b in both])
     if kind == "concat":
         return torch.tensor([x for layer in frame.tolist() for x in layer])
     if kind == "concat to 7":

@@ -3,7 +3,7 @@
 A trial is a pair of different utterances. Its kind is 'within language' where both are in one language and that
 language has at least two speakers in the split, so that targets and non-targets differ in the speaker alone; all others
 are 'across languages'. The first kind is the headline: where speakers and languages go together, a system could tell
-speakers apart by their language.
+speakers apart by their language. Where a corpus has an official list of trials, test is measured with that instead.
 """
 
 import logging
@@ -15,6 +15,7 @@ from itertools import combinations
 import torch
 
 from speechssl.data.batching import derive_seed, make_generator
+from speechssl.data.corpora.base import read_lines
 from speechssl.data.corpus import Corpus
 from speechssl.errors import ManifestError
 from speechssl.types import Utterance
@@ -23,7 +24,10 @@ from .config import SpeakerVerificationConfig
 from .perturb import with_speeds
 
 logger = logging.getLogger(__name__)
-WITHIN, ACROSS = "within language", "across languages"
+WITHIN, ACROSS, LISTED = "within language", "across languages", "official list"
+OFFICIAL = ("veri_test2", "voxceleb1_test_v2")
+"""VoxCeleb1's cleaned list, which is SUPERB's, under the names that its publisher and S3PRL give it."""
+PAIRS = "pairs"
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,15 @@ def read_splits(corpus: Corpus, config: SpeakerVerificationConfig) -> Mapping[st
         ManifestError: too few speakers, or one that is in two splits.
     """
     splits: dict[str, list[Utterance]] = {}
+    listed = find_list(corpus, config)
     for split in ("train", "dev", "test"):
         everything = corpus.utterances(f"speaker_{split}")
         kept = [u for u in everything if config.languages is None or u.labels.get("language") in config.languages]
         unknown = [u for u in kept if not u.labels.get("speaker")]
         limit = config.max_train_utterances if split == "train" else config.max_eval_utterances
-        chosen = _subset([u for u in kept if u.labels.get("speaker")], limit)
+        if split == "test" and listed is not None:
+            limit = None
+        chosen = subset([u for u in kept if u.labels.get("speaker")], limit)
         logger.info(
             "speaker verification %s: %d utterances of %d (%d without a speaker), %d speakers",
             split,
@@ -71,6 +78,57 @@ def read_splits(corpus: Corpus, config: SpeakerVerificationConfig) -> Mapping[st
         if shared:
             raise ManifestError(f"Speaker '{min(shared)}' is in 'speaker_{first}' and 'speaker_{second}': split again.")
     return splits
+
+
+def find_list(corpus: Corpus, config: SpeakerVerificationConfig) -> str | None:
+    """The name of the list of trials that test is measured with; None = pairs are made.
+
+    Raises:
+        ManifestError: the corpus lacks the list that was asked for.
+    """
+    names = list(corpus.info.get("files", {}))
+    if config.trials is None:
+        return next((name for name in OFFICIAL if name in names), None)
+    if config.trials == PAIRS:
+        return None
+    if config.trials not in names:
+        raise ManifestError(
+            f"The corpus {corpus.root} has no list of trials '{config.trials}', but has {', '.join(names) or 'none'}: "
+            "choose one of them, or `trials=pairs`."
+        )
+    return config.trials
+
+
+def read_trials(corpus: Corpus, name: str, utterances: Sequence[Utterance]) -> list[Trial]:
+    """The trials of a list, '<1 = one speaker, 0> <id> <id>' line by line, of utterances of test.
+
+    Lines that name utterances that are left out are counted in the log.
+
+    Raises:
+        ManifestError: a line of another form, or that names an utterance which is not among them.
+    """
+    known = {u.id: u for u in utterances}
+    trials: list[Trial] = []
+    lost = 0
+    for where, line in read_lines(corpus.root / corpus.info["files"][name]):
+        values = line.split()
+        if len(values) != 3 or values[0] not in ("0", "1"):
+            raise ManifestError(f"{where} is '{line.strip()}', but must be 1 or 0 and two utterances.")
+        if not corpus.left_out.isdisjoint(values[1:]):
+            lost += 1
+            continue
+        for value in values[1:]:
+            if value not in known:
+                raise ManifestError(
+                    f"{where} names '{value}', which is not in 'speaker_test' for these settings: trials must be "
+                    "between speakers that are not heard in training; choose another list, or `trials=pairs`."
+                )
+        trials.append(Trial(known[values[1]], known[values[2]], values[0] == "1", LISTED))
+    if lost:
+        logger.warning("%d trials of '%s' name utterances that are left out", lost, name)
+    if len({t.target for t in trials}) < 2:
+        raise ManifestError(f"The list '{name}' of {corpus.root} must have trials of both kinds, but has not.")
+    return trials
 
 
 def speakers_of(utterances: Sequence[Utterance]) -> tuple[str, ...]:
@@ -111,7 +169,7 @@ def _draw(pool: list[Trial], limit: int, name: str) -> list[Trial]:
     return [pool[i] for i in sorted(chosen.tolist())]
 
 
-def _subset(utterances: Sequence[Utterance], limit: int | None) -> list[Utterance]:
+def subset(utterances: Sequence[Utterance], limit: int | None) -> list[Utterance]:
     """At most `limit` utterances per speaker and language, in the order of the corpus."""
     if limit is None:
         return list(utterances)

@@ -1,17 +1,21 @@
-"""The x-vector head of SUPERB and its additive-margin softmax.
+"""What all heads share, and the x-vector of SUPERB.
 
-B batch, T frames, D width, N speakers.
+B batch, T frames, D width, E embedding, N speakers.
 Papers: Snyder et al. 2018 (x-vectors); Wang et al. 2018 (AM-softmax), arXiv:1801.05599; Yang et al. 2021 (SUPERB),
 arXiv:2105.01051. Sizes, contexts and dilations as S3PRL `downstream/sv_voxceleb1/model.py`.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from speechssl.featurizer.stack import stack_factor, stack_frames
 from speechssl.head.standardise import Standardise, batch_norm
 from speechssl.lengths import lengths_to_padding_mask
+from speechssl.loss.margin import margin_softmax
 from speechssl.types import LossOutput
 
 from .config import SpeakerVerificationConfig
@@ -22,7 +26,47 @@ LOST = sum((context - 1) * dilation for context, dilation in CONTEXTS)
 """Frames that the time-delay layers use up."""
 
 
-class XVector(nn.Module):
+class SpeakerHead(nn.Module, ABC):
+    """Makes embeddings, and trains them to tell the training speakers apart."""
+
+    classes: nn.Parameter
+    """One direction a speaker, (E, N)."""
+
+    def __init__(self, config: SpeakerVerificationConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def embed(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """The speaker embedding.
+
+        Args:
+            features: (B, T, D), 0 beyond `lengths`.
+            lengths: valid frames, (B,) int64.
+
+        Returns:
+            (B, E).
+        """
+
+    def trained_embedding(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """What is compared with the directions of the speakers in training: the embedding, unless a head says else."""
+        return self.embed(features, lengths)
+
+    def loss(self, features: Tensor, lengths: Tensor, speakers: Tensor) -> LossOutput:
+        """Margin softmax over the training speakers, summed over the batch.
+
+        Args:
+            speakers: (B,) int64.
+        """
+        states = self.trained_embedding(features, lengths)
+        cosine = F.normalize(states, dim=1) @ F.normalize(self.classes, dim=0)  # (B, N)
+        settings = self.config
+        total = margin_softmax(cosine, speakers, kind=settings.loss, scale=settings.scale, margin=settings.margin)
+        right = (cosine.argmax(dim=1) == speakers).sum()
+        return LossOutput(total, torch.tensor(len(speakers)), {"accuracy": right.detach()})
+
+
+class XVector(SpeakerHead):
     """Linear, five time-delay layers with ReLU, mean and standard deviation over time, two linear layers."""
 
     def __init__(self, size: int, speakers: int, *, frame_rate: float, config: SpeakerVerificationConfig) -> None:
@@ -32,7 +76,7 @@ class XVector(nn.Module):
             speakers: N of the training set.
             frame_rate: of the features, Hz; with `config.frame_rate` it decides how many frames are stacked.
         """
-        super().__init__()
+        super().__init__(config)
         self.factor = 1 if config.frame_rate is None else stack_factor(frame_rate, config.frame_rate)
         self.standardise = Standardise(size) if config.standardise else None
         width = config.project_size
@@ -48,18 +92,10 @@ class XVector(nn.Module):
         self.second = nn.Linear(config.embedding_size, config.embedding_size)
         self.classes = nn.Parameter(torch.empty(config.embedding_size, speakers))
         nn.init.xavier_normal_(self.classes)
-        self.scale, self.margin = config.scale, config.margin
 
+    @override
     def embed(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """The speaker embedding: output of the first utterance layer, with ReLU unless `pool_norm`.
-
-        Args:
-            features: (B, T, D), 0 beyond `lengths`.
-            lengths: valid frames, (B,) int64.
-
-        Returns:
-            (B, E).
-        """
+        """The output of the first utterance layer, with ReLU unless `pool_norm`."""
         if self.standardise is not None:
             features = self.standardise(features, lengths)
         features, lengths = stack_frames(features, lengths, self.factor)
@@ -77,20 +113,9 @@ class XVector(nn.Module):
             return F.relu(self.first(pooled))
         return self.first(batch_norm(self.pool_norm, pooled))  # type: ignore[no-any-return]  # nn.Module returns Any
 
-    def loss(self, features: Tensor, lengths: Tensor, speakers: Tensor) -> LossOutput:
-        """Additive-margin softmax over the training speakers, summed over the batch.
-
-        Args:
-            speakers: (B,) int64.
-
-        Paper: Wang et al. 2018, eq. 6, arXiv:1801.05599.
-        """
-        states = F.relu(self.second(F.relu(self.embed(features, lengths))))
-        cosine = F.normalize(states, dim=1) @ F.normalize(self.classes, dim=0)  # (B, N)
-        margin = self.margin * F.one_hot(speakers, cosine.size(1))
-        total = F.cross_entropy(self.scale * (cosine - margin), speakers, reduction="sum")
-        right = (cosine.argmax(dim=1) == speakers).sum()
-        return LossOutput(total, torch.tensor(len(speakers)), {"accuracy": right.detach()})
+    @override
+    def trained_embedding(self, features: Tensor, lengths: Tensor) -> Tensor:
+        return F.relu(self.second(F.relu(self.embed(features, lengths))))
 
 
 def lengthen(features: Tensor, lengths: Tensor, least: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from speechssl.featurizer.attention import LayerAttention
 from speechssl.featurizer.concat import Concat
 from speechssl.featurizer.hierarchical_conv import HierarchicalConv
 from speechssl.featurizer.interface import Interface
+from speechssl.featurizer.two_sums import TwoSums
 from speechssl.featurizer.weighted_sum import WeightedSum
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def build_featurizer(config: "FeatureConfig", num_layers: int, size: int) -> Int
             f"`features.interface=single` takes one layer, but there are {num_layers}: name it, as in "
             "`features.layers=[6]`."
         )
+    if config.interface == "two_sums":
+        return TwoSums(num_layers, size, normalize=config.normalize)
     if config.interface == "concat":
         return Concat(num_layers, size, width=config.interface_size, normalize=config.normalize)
     if config.interface == "hierarchical_conv":

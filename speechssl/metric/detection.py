@@ -13,6 +13,8 @@ Metrics
 * :func:`min_dcf`: the lowest normalised detection cost over all thresholds (NIST SRE).
 * :func:`detection_error_tradeoff`: the points of a DET curve.
 
+Metrics of scores that are log-likelihood ratios are in `speechssl.metric.calibration`.
+
 The equal error rate follows the official ASVspoof scripts (`compute_det_curve` and `compute_eer` of the ASVspoof 2019,
 2021 and 5 evaluation packages): scores are merged by a stable sort, targets before non-targets, and the mean of the two
 rates is taken where they differ least. Tied scores therefore count against the system; with `interpolate=True` ties
@@ -60,7 +62,7 @@ def equal_error_rate(
 
     Paper: Wang et al. 2020 (ASVspoof 2019), arXiv:1911.01601.
     """
-    target, nontarget = _validate(target_scores, nontarget_scores)
+    target, nontarget = validate(target_scores, nontarget_scores)
     if interpolate:
         return _interpolated(target, nontarget)
     scores, labels = merge_scores(target, nontarget)
@@ -121,7 +123,7 @@ def detection_error_tradeoff(target_scores: ArrayLike, nontarget_scores: ArrayLi
     Raises:
         SpeechsslError: an empty side, or scores that are not finite.
     """
-    target, nontarget = _validate(target_scores, nontarget_scores)
+    target, nontarget = validate(target_scores, nontarget_scores)
     thresholds = np.unique(np.concatenate((target, nontarget)))
     missed = np.searchsorted(np.sort(target), thresholds, side="right")
     rejected = np.searchsorted(np.sort(nontarget), thresholds, side="right")
@@ -156,7 +158,12 @@ def _interpolated(target: Floats, nontarget: Floats) -> tuple[float, float]:
     return float(rate), float(curve.thresholds[above])
 
 
-def _validate(target_scores: ArrayLike, nontarget_scores: ArrayLike) -> tuple[Floats, Floats]:
+def validate(target_scores: ArrayLike, nontarget_scores: ArrayLike) -> tuple[Floats, Floats]:
+    """Both sides as float64.
+
+    Raises:
+        SpeechsslError: an empty side, or scores that are not finite.
+    """
     return _scores(target_scores, "target_scores"), _scores(nontarget_scores, "nontarget_scores")
 
 

@@ -35,9 +35,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import isotonic_regression, minimize
 
 from speechssl.errors import ConfigError, SpeechsslError
+from speechssl.metric.calibration import cross_entropy, fit_calibration, least_cross_entropy
 from speechssl.metric.detection import Floats
 from speechssl.metric.interval import Statistic, bootstrap_interval, mean_interval
 from speechssl.result import MetricValue
@@ -151,8 +151,11 @@ def min_normalised_cross_entropy(
     target, nontarget = values[labels], values[~labels]
     if nontarget.size == 0 or target.min() > nontarget.max():
         return 0.0
-    find = _affine_entropy if calibration == "affine" else _isotonic_entropy
-    return min(1.0, find(target, nontarget, prior) / _entropy(prior))
+    if calibration == "isotonic":
+        return min(1.0, least_cross_entropy(target, nontarget, prior=prior) / _entropy(prior))
+    found = fit_calibration(target, nontarget, prior=prior)
+    entropy = cross_entropy(found.apply(target), found.apply(nontarget), prior=prior)
+    return min(1.0, entropy / _entropy(prior))
 
 
 def standardise_scores(scores: ArrayLike) -> Floats:
@@ -280,40 +283,6 @@ def _cross_entropies(scores: Floats, labels: Booleans, counts: Floats, prior: fl
 
 def _entropy(prior: float) -> float:
     return -prior * math.log2(prior) - (1 - prior) * math.log2(1 - prior)
-
-
-def _affine_entropy(target: Floats, nontarget: Floats, prior: float) -> float:
-    """The least cross entropy in bits over scale and offset: a weighted logistic regression."""
-    scores = np.concatenate((target, nontarget))
-    signs = np.concatenate((np.ones(target.size), -np.ones(nontarget.size)))
-    weights = np.where(signs > 0, prior / target.size, (1 - prior) / nontarget.size)
-    scores = (scores - scores.mean()) / max(scores.std(), 1e-300)
-
-    def loss(x: Floats) -> tuple[float, Floats]:
-        margin = signs * (x[0] * scores + x[1])
-        slope = -weights * signs / (1.0 + np.exp(np.minimum(margin, 700.0)))
-        return float(weights @ np.logaddexp(0.0, -margin)), np.array([slope @ scores, slope.sum()])
-
-    def curvature(x: Floats) -> Floats:
-        p = 1.0 / (1.0 + np.exp(-np.clip(x[0] * scores + x[1], -700.0, 700.0)))
-        w = weights * p * (1 - p)
-        return np.array([[w @ scores**2, w @ scores], [w @ scores, w.sum()]])
-
-    begin = np.array([0.0, math.log(prior / (1 - prior))])
-    found = minimize(loss, begin, jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-10})
-    return math.inf if found.x[0] < 0 else float(found.fun) / math.log(2)
-
-
-def _isotonic_entropy(target: Floats, nontarget: Floats, prior: float) -> float:
-    """The least cross entropy in bits over all maps that never fall: pool adjacent violators."""
-    levels, place = np.unique(np.concatenate((target, nontarget)), return_inverse=True)
-    hits = np.bincount(place[: target.size], minlength=levels.size) * (prior / target.size)
-    alarms = np.bincount(place[target.size :], minlength=levels.size) * ((1 - prior) / nontarget.size)
-    posterior = isotonic_regression(hits / (hits + alarms), weights=hits + alarms).x
-    with np.errstate(divide="ignore", invalid="ignore"):
-        lost = np.where(hits > 0, hits * np.log2(posterior), 0.0)
-        lost += np.where(alarms > 0, alarms * np.log2(1 - posterior), 0.0)
-    return -float(lost.sum())
 
 
 def _occurring(truth: ArrayLike) -> Booleans:
