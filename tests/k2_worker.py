@@ -41,7 +41,7 @@ def run_words(job):
     lattice = search(list(given.utterances.values()), graph, beams=WIDE)
     again = search(list(given.utterances.values()), load_graph(Path(job["log_probs"] + ".graph")), beams=WIDE)
     larger = read_arpa(Path(job["rescore"]))
-    lists = nbest(lattice, 3000, scale=0.1)
+    lists = nbest(lattice, 500, draws=3000, scale=0.1)
     found = {
         "best": best_paths(lattice),
         "of saved graph": best_paths(again),
@@ -53,6 +53,7 @@ def run_words(job):
 
 
 def run_commands(job):
+    logging.getLogger().setLevel(logging.INFO)
     results = []
     for arguments in job["commands"]:
         logs, status, message = io.StringIO(), 0, ""

@@ -111,39 +111,50 @@ def best_paths(lattice: Lattice) -> list[Hypothesis | None]:
     return [read(best.place[a:b].tolist()) for a, b in _arc_ranges(best)]
 
 
-def nbest(lattice: Lattice, count: int, *, scale: float = 0.5) -> list[list[Hypothesis]]:
+def nbest(lattice: Lattice, count: int, *, draws: int | None = None, scale: float = 0.5) -> list[list[Hypothesis]]:
     """Different word sequences of each utterance, the best first, each in its best alignment.
 
     Args:
         lattice: of a graph with words.
-        count: paths drawn of each utterance (k2.random_paths, which draws without randomness), so the most hypotheses.
+        count: most hypotheses of an utterance.
+        draws: paths to take them from, besides the best; None = 20 times `count`. k2 draws without randomness.
         scale: factor of the scores while paths are drawn; the lower, the more the sequences differ.
     """
     k2 = import_k2()
     drawn = lattice.fsa.clone()
     drawn.scores = lattice.fsa.scores * scale
-    paths = k2.random_paths(drawn, use_double_scores=True, num_paths=count)  # [utterance][path][arc]
-    inverted = k2.arc_sort(k2.invert(lattice.fsa))
+    paths = k2.random_paths(drawn, use_double_scores=True, num_paths=draws or 20 * count).tolist()
+    best = k2.shortest_path(lattice.fsa, use_double_scores=True)
     outputs = _outputs(lattice.fsa)
-    sequences = [
-        list(dict.fromkeys(tuple(w for arc in path for w in outputs[arc]) for path in utterance))
-        for utterance in paths.tolist()
-    ]
-    owners = [row for row, found in enumerate(sequences) for _ in found]
-    if not owners:
-        return [[] for _ in sequences]
-    linear = k2.add_epsilon_self_loops(k2.linear_fsa([list(words) for found in sequences for words in found]))
+    owners: list[int] = []
+    sentences: list[list[int]] = []
+    for row, (a, b) in enumerate(_arc_ranges(best)):
+        candidates = [best.place[a:b].tolist(), *paths[row]] if b > a else []
+        found = dict.fromkeys(tuple(w for arc in path for w in outputs[arc]) for path in candidates)
+        owners += [row] * len(found)
+        sentences += map(list, found)
+    rows: list[list[Hypothesis]] = [[] for _ in paths]
+    for row, hypothesis in zip(owners, _align(lattice, sentences, owners), strict=True):
+        rows[row].append(hypothesis)
+    return [sorted(found, key=lambda h: -h.score)[:count] for found in rows]
+
+
+def _align(lattice: Lattice, sentences: Sequence[Sequence[int]], owners: Sequence[int]) -> list[Hypothesis]:
+    """The best path of each sentence (word indices) in the lattice of its owner."""
+    if not sentences:
+        return []
+    k2 = import_k2()
     aligned = k2.intersect_device(
-        inverted, linear, b_to_a_map=torch.tensor(owners, dtype=torch.int32), sorted_match_a=True
+        k2.arc_sort(k2.invert(lattice.fsa)),
+        k2.add_epsilon_self_loops(k2.linear_fsa(sentences)),
+        b_to_a_map=torch.tensor(owners, dtype=torch.int32),
+        sorted_match_a=True,
     )
     best = k2.shortest_path(k2.top_sort(k2.connect(aligned)), use_double_scores=True)
     read = _PathReader(lattice)
-    found: list[list[Hypothesis]] = [[] for _ in sequences]
-    for row, (a, b) in zip(owners, _arc_ranges(best), strict=True):
-        hypothesis = read([place for place in best.place[a:b].tolist() if place >= 0])
-        if hypothesis is not None:
-            found[row].append(hypothesis)
-    return [sorted(rows, key=lambda h: -h.score) for rows in found]
+    # Inverting spreads the words of an arc over several; all but the first have no place.
+    found = [read([place for place in best.place[a:b].tolist() if place >= 0]) for a, b in _arc_ranges(best)]
+    return [hypothesis for hypothesis in found if hypothesis is not None]
 
 
 def rescore_nbest(

@@ -1,10 +1,13 @@
 """Decoding graphs of k2: CTC topology, lexicon, grammar and what they compose to.
 
 Conventions, those of icefall: labels are tokens (0 = the blank in a topology, epsilon in a lexicon), aux_labels are
-words (0 = none), scores are natural logarithms, -1 is the label of the arc to the final state. Of the symbols that
-exist only while a graph is made, token V and word W + 1 stand for backing off, tokens V + 1, V + 2, ... keep spellings
-apart. In a grammar, backing off is an arc like any other, so that the better of an n-gram and what backing off from it
-gives counts, as in Kaldi.
+words (0 = none), scores are natural logarithms, -1 is the label of the arc to the final state. In a grammar, backing
+off is an arc like any other, so that the better of an n-gram and what backing off from it gives counts, as in Kaldi.
+
+Two kinds of labels exist only while a graph is made. Token k * V + t is token t at the end of a word, where k keeps
+spellings apart; icefall ends the spelling by a symbol of its own, but when that becomes an epsilon, k2.remove_epsilon
+keeps one of several words that sound the same, and no rescoring finds the others any more. The token behind all of
+these, and word W + 1, stand for backing off.
 
 Reference: icefall, local/prepare_lang.py, local/compile_hlg.py; Miao et al. 2015, arXiv:1507.08240, sec. 3 (TLG).
 Needs nothing but torch, safetensors and k2, and runs on torch 1.13, which the released k2 needs.
@@ -95,12 +98,14 @@ def compile_graph(
     k2 = import_k2()
     grammar.check_knows(lexicon.words)
     classes, words = len(tokens), len(lexicon.words)
-    lexicon_fsa = k2.arc_sort(_transducer(lexicon_arcs(lexicon, classes, _class_of(separator, tokens))))
+    spelled = lexicon_arcs(lexicon, classes, _class_of(separator, tokens))
+    lexicon_fsa = k2.arc_sort(_transducer(spelled))
     grammar_fsa = k2.arc_sort(k2.connect(_acceptor(grammar_arcs(grammar, lexicon.words, scale=lm_scale))))
     grammar_fsa.lm_scores = grammar_fsa.scores.clone()
     both = k2.connect(k2.compose(lexicon_fsa, grammar_fsa))
     both = k2.connect(k2.determinize(both))
-    both.labels[both.labels >= classes] = 0
+    real = both.labels > 0
+    both.labels[real] = both.labels[real] % classes  # what stands for backing off becomes 0
     both.__dict__["_properties"] = None  # k2 does not notice that labels have changed (k2-fsa/k2, issue 874)
     # Ragged once arcs were merged, one word an arc where nothing had to be.
     outputs = both.aux_labels if isinstance(both.aux_labels, Tensor) else both.aux_labels.values
@@ -116,20 +121,21 @@ def compile_graph(
 
 
 def lexicon_arcs(lexicon: Lexicon, classes: int, separator: int | None) -> list[Arc]:
-    """Arcs of the lexicon, with the symbols that keep spellings apart and those for backing off.
+    """Arcs of the lexicon, with the labels that keep spellings apart and those for backing off.
 
     Without a separator state 0 is before and after each word. With one, 0 is before the first word, 1 where words
     begin, and 2 where they have ended. The grammar may back off only before a separator, so in one way, not in two.
     """
-    back_off = (classes, len(lexicon.words) + 1)
+    extras = disambiguate(lexicon)
+    back_off = (classes * (1 + max(extras)), len(lexicon.words) + 1)
     begin, end = (0, 0) if separator is None else (1, 2)
     arcs: list[Arc] = [(0, 0, *back_off, 0.0)]
     if separator is not None:
         arcs += [(0, 1, 0, 0, 0.0), (0, 1, separator, 0, 0.0), (1, 1, separator, 0, 0.0)]
         arcs += [(2, 2, *back_off, 0.0), (2, 1, separator, 0, 0.0)]
     state = end + 1
-    for (word, spelling), extra in zip(lexicon.entries, disambiguate(lexicon), strict=True):
-        labels = [*spelling, *([classes + extra] if extra else [])]
+    for (word, spelling), extra in zip(lexicon.entries, extras, strict=True):
+        labels = [*spelling[:-1], spelling[-1] + extra * classes]
         places = [begin, *range(state, state + len(labels) - 1), end]
         outputs = [word + 1, *[0] * (len(labels) - 1)]
         arcs += [(a, b, *pair, 0.0) for a, b, *pair in zip(places, places[1:], labels, outputs, strict=False)]
