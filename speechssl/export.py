@@ -11,6 +11,7 @@ import torch
 from speechssl.checkpoint import CONFIG_FILE, read_json, save_folder, save_upstream, write_json
 from speechssl.errors import SpeechsslError
 from speechssl.formats import TransformersFolder
+from speechssl.inference import is_run, load_adapted
 from speechssl.loading import load_upstream
 from speechssl.registry import family_module
 from speechssl.upstream import Upstream
@@ -35,7 +36,7 @@ def export_upstream(
     """Writes an upstream in another format, and returns it.
 
     Args:
-        name_or_folder: as `load_upstream` takes it.
+        name_or_folder: as `load_upstream` takes it; or the folder of a run that adapted its upstream.
         out: the folder to write; for onnx and torch-export also the file, if it ends in .onnx or .pt2.
         to: the format. Programs (onnx, torch-export) are compared with the upstream before they are kept.
         layers: hidden states that a program puts out; None = all.
@@ -50,7 +51,7 @@ def export_upstream(
         raise SpeechsslError(f"`layers` chooses what {' and '.join(SUFFIXES)} put out: leave it out for '{to}'.")
     if half and to not in OWN:
         raise SpeechsslError(f"`half` is for speechssl's own format: leave it out for '{to}'.")
-    upstream = load_upstream(name_or_folder)
+    upstream = load_adapted(name_or_folder) if is_run(name_or_folder) else load_upstream(name_or_folder)
     out = Path(out)
     if to in SUFFIXES:
         _write_program(upstream, program_path(out, to), layers, to)
@@ -68,6 +69,8 @@ def export_upstream(
 def _own_name(name_or_folder: str | Path) -> str:
     """What a folder of ours says that it holds, and not where it was; of other files, the file's name."""
     path = Path(name_or_folder).expanduser()
+    if is_run(path):
+        return "_".join(path.resolve().parts[-3:])  # task, upstream and seed
     if (path / CONFIG_FILE).is_file():
         return str(read_json(path / CONFIG_FILE).get("name", path.name))
     return path.name if path.exists() else str(name_or_folder)

@@ -4,12 +4,15 @@ K layers, B batch, T frames, D width.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from speechssl.types import Utterance
+
+States: TypeAlias = Tensor | list[Tensor]
+"""(K, B, T, D), or K of (B, T, D); without T where pooled."""
 
 
 class Features(Protocol):
@@ -30,7 +33,7 @@ class Features(Protocol):
     def get(self, utterance_id: str) -> Tensor:
         """(K, T, D), or (K, D) where pooled."""
 
-    def batch(self, utterance_ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def batch(self, utterance_ids: Sequence[str]) -> tuple[States, Tensor]:
         """(K, B, T, D), or (K, B, D) where pooled, and the valid frames (B,)."""
 
 
@@ -46,7 +49,8 @@ def collate(
     arrays = [features.get(i) for i in ids]
     limit = None if max_duration is None else max(1, round(max_duration * features.frame_rate))
     if limit is None or arrays[0].dim() == 2 or max(a.size(1) for a in arrays) <= limit:
-        return features.batch(ids)
+        states, frames = features.batch(ids)
+        return states if isinstance(states, Tensor) else torch.stack(states), frames
     lengths = [min(a.size(1), limit) for a in arrays]
     layers, _, size = arrays[0].shape
     out = arrays[0].new_zeros(layers, len(arrays), max(lengths), size)  # (K, B, T, D)

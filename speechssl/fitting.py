@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from speechssl.crops import choose_crops, training_crops
 from speechssl.data.balance import Balance
 from speechssl.data.batching import Batch, BatchStream, bucket_batches, derive_seed, make_generator
 from speechssl.errors import DivergedError, SpeechsslError
-from speechssl.feature_batches import Features, collate
+from speechssl.feature_batches import Features, States, collate
 from speechssl.files import replacing
 from speechssl.gradients import Scored, differentiate, differentiate_parts
 from speechssl.probe import HEAD, Probe, build_probe, load_probe, save_probe, seeded
@@ -37,8 +37,6 @@ CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 POINTS = 200  # of the training loss curve, at most about
 
-States: TypeAlias = Tensor | list[Tensor]
-"""(K, B, T, D), or K of (B, T, D); without T where pooled."""
 Report = Callable[[int, str], None]
 """report(steps done since the last call, note such as the loss)."""
 
@@ -278,12 +276,14 @@ class Fit:
         generator: torch.Generator,
     ) -> Scored:
         """One pass through the upstream, or several whose gradients add up."""
+        live.prepare(self.progress.step)
         frozen = self.progress.step <= live.config.freeze_steps
 
         def losses() -> Iterator[LossOutput]:
             for places in parts:
                 states, lengths = live.learn([heard[i] for i in places], generator, frozen=frozen)
-                yield self._loss(states, lengths, [utterances[i] for i in places], generator)
+                out = self._loss(states, lengths, [utterances[i] for i in places], generator)
+                yield live.with_distance(out, self.progress.step, self.config.steps)
 
         parts = live.split(heard)
         if len(parts) == 1:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from speechssl.adapt.methods import adapt
+from speechssl.adapt.methods import adapt, merge
 from speechssl.config import from_dict, to_dict
 from speechssl.errors import ManifestError, SpeechsslError
 from speechssl.extraction import extract, resolve_items
@@ -86,10 +86,7 @@ def infer(
     folder = Path(run_folder)
     saved = _read(folder)
     task, data, probe = _rebuild(saved)
-    model = _upstream(saved, upstream, device)
-    if task.config.adapt.method != "frozen":
-        probe.adapted = adapt(copy.deepcopy(model), task.config.adapt, seed=0, deepest=max(saved["layers"]))
-        model = probe.adapted.upstream
+    model = _adapt(probe, _upstream(saved, upstream, device), task, saved["layers"])
     load_probe(probe, folder)
     probe.eval().to(device)
     utterances = resolve_items(files)
@@ -103,6 +100,47 @@ def infer(
             features[utterance.id] = probe.featurizer([s.to(device) for s in layers])
         target = folder / "infer" if out is None else Path(out)
         return task.infer(probe.head, features, utterances, data, target)
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder holds a finished run."""
+    return (Path(folder).expanduser() / FILE).is_file()
+
+
+def load_adapted(
+    run_folder: str | Path, *, upstream: str | Path | Upstream | None = None, device: str = "cpu"
+) -> Upstream:
+    """The upstream of a run that fine-tuned it, as one of its family again: low-rank updates are in its weights.
+
+    Args:
+        run_folder: what `speechssl run` wrote.
+        upstream: as in `infer`.
+
+    Raises:
+        ManifestError: no finished run there.
+        SpeechsslError: the run did not adapt its upstream, or added what no weights of the family can stand for.
+    """
+    folder = Path(run_folder)
+    saved = _read(folder)
+    task, _, probe = _rebuild(saved)
+    method = task.config.adapt.method
+    if method == "frozen":
+        raise SpeechsslError(
+            f"The run {folder} left its upstream as it was: name that ('{saved['upstream']['name']}')."
+        )
+    model = _adapt(probe, _upstream(saved, upstream, device), task, saved["layers"])
+    load_probe(probe, folder)
+    merge(model)
+    model.weights = f"{model.weights}, adapted to {task.name} ({method})"
+    return model.requires_grad_(True).eval()
+
+
+def _adapt(probe: Probe, upstream: Upstream, task: Task, layers: Sequence[int]) -> Upstream:
+    """A copy of an upstream, ready for the trained weights that `load_probe` brings; a frozen one is no copy."""
+    if task.config.adapt.method == "frozen":
+        return upstream
+    probe.adapted = adapt(copy.deepcopy(upstream), task.config.adapt, seed=0, deepest=max(layers))
+    return probe.adapted.upstream
 
 
 def _read(folder: Path) -> dict[str, Any]:

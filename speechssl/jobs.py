@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 
-from speechssl.adapt.adaptable import Adaptable
+from speechssl.adapt.adaptable import Adaptable, heard_layers
 from speechssl.adapt.live import Wanted
 from speechssl.cache import FeatureCache
 from speechssl.config import to_dict
@@ -121,7 +121,7 @@ def compute_features(upstream: Upstream, task: Task, data: TaskData, options: Ru
         task.config.adapt,
         FeatureCache(options.cache_folder, options.cache_gb),
     )
-    layers = sorted(upstream.resolve_layers(wanted.layers))
+    layers = heard_layers(upstream, adaptation, wanted.layers)
     unique: dict[str, Utterance] = {}
     for split, utterances in data.splits.items():
         if not utterances:
@@ -226,11 +226,12 @@ def _execute_alone(job: Job, execute: _Execute[T]) -> T:
     """In a worker process: opens the corpus and the cached features anew."""
     task = build_task(job.task, job.config)
     data = take_share(task.prepare(job.corpus), job.config.subset)
-    store = compute_features(_upstream_of(job), task, data, job.options)
+    store = compute_features(upstream_of(job), task, data, job.options)
     return execute(Work(job, task, data, store), lambda amount, note: _steps.put((amount, note)))
 
 
-def _upstream_of(job: Job) -> Upstream:
+def upstream_of(job: Job) -> Upstream:
+    """In a worker process: the upstream that is adapted, or one that stands for its cached features."""
     if job.config.adapt.method == "frozen":
         return CachedUpstream(job.card)
     upstream = load(job.card.spec, device=job.options.device)

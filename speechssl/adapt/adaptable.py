@@ -11,7 +11,7 @@ from speechssl.adapt.methods import adapt
 from speechssl.adapt.perturb import check_perturbations
 from speechssl.adapt.reading import WORKERS
 from speechssl.adapt.start import FrontendUpstream, Start, find_start
-from speechssl.errors import AudioError, SpeechsslError
+from speechssl.errors import AudioError, ConfigError, SpeechsslError
 from speechssl.extraction import leave_out, measure
 from speechssl.feature_store import FeatureStore
 from speechssl.types import Utterance
@@ -19,6 +19,23 @@ from speechssl.upstream import Upstream
 
 Keep = Callable[[Upstream, Sequence[int]], FeatureStore]
 """keep(upstream, layers) caches hidden states of all utterances, in float32."""
+
+
+def heard_layers(upstream: Upstream, config: AdaptConfig, layers: Sequence[int] | None) -> list[int]:
+    """Which hidden states a head hears, ascending; of a student, its own are counted.
+
+    Args:
+        layers: as `Upstream.resolve_layers` takes them.
+
+    Raises:
+        SpeechsslError: there are no such layers.
+    """
+    if config.method != "distill":
+        return sorted(upstream.resolve_layers(layers))
+    top = config.student_layers
+    if layers is not None and not all(-top - 1 <= layer <= top for layer in layers):
+        raise ConfigError(f"`features.layers` of a student must lie in 0..{top}, but is {list(layers)}.")
+    return list(range(top + 1)) if layers is None else sorted({layer % (top + 1) for layer in layers})
 
 
 class Adaptable:
@@ -55,6 +72,7 @@ class Adaptable:
         self.layers, self.hidden_size = wanted.layers, widths[0]
         self._keep = keep
         self._stores: dict[Start, FeatureStore] = {}
+        self._last: FeatureStore | None = None
         self.bad: dict[str, str] = {}
         """As `FeatureStore.bad`; so are the next ones."""
         self.computed, self.from_cache, self.seconds, self.audio_seconds = 0, 0, 0.0, 0.0
@@ -74,7 +92,19 @@ class Adaptable:
         adapted = adapt(copy.deepcopy(self.upstream), config, seed=seed, deepest=max(self.layers))
         start = find_start(adapted, config, self.layers)
         store = None if start.kind == "waveform" else self._store(start)
-        return LiveFeatures(adapted, config, self.wanted, self.utterances, start=start, store=store)
+        teacher = self._teacher(start) if config.method == "distill" else None
+        return LiveFeatures(adapted, config, self.wanted, self.utterances, start=start, store=store, teacher=teacher)
+
+    def _teacher(self, start: Start) -> FeatureStore:
+        """The last hidden states of the upstream itself, which never change."""
+        if start.kind != "frontend":
+            raise ConfigError(
+                f"`adapt.method=distill` keeps what the frontend of '{self.upstream.name}' makes: leave "
+                "`adapt.train_frontend` and `adapt.top_layers` out and `adapt.cache` true, or take another upstream."
+            )
+        if self._last is None:
+            self._last = self._keep(self.upstream, [len(self.upstream.hidden_sizes) - 1])
+        return self._last
 
     def _store(self, start: Start) -> FeatureStore:
         if start not in self._stores:

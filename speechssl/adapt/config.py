@@ -5,7 +5,7 @@ from typing import Literal
 
 from speechssl.errors import ConfigError
 
-Method = Literal["frozen", "full", "adapters", "lora", "prefix", "bitfit"]
+Method = Literal["frozen", "full", "adapters", "lora", "prefix", "bitfit", "distill"]
 Target = Literal["query", "key", "value"]
 
 
@@ -21,7 +21,8 @@ class AdaptConfig:
     """'frozen': only the layers' weights and the head are trained. 'full': the model's own weights, see `top_layers`
     and `train_frontend`. 'adapters': two bottlenecks per block (Houlsby et al. 2019). 'lora': low-rank updates of
     attention (Hu et al. 2021). 'prefix': keys and values that every frame attends to (Li and Liang 2021). 'bitfit':
-    the biases of the blocks (Ben Zaken et al. 2021)."""
+    the biases of the blocks (Ben Zaken et al. 2021). 'distill': a student of its first blocks, which learns from it
+    and from the task (Heo et al. 2023)."""
     learning_rate: float = 1e-4
     """Of the upstream's topmost part; `train.schedule` applies to it as to `train.learning_rate`, the head's. fairseq
     fine-tunes wav2vec 2.0 base with 3e-5."""
@@ -54,6 +55,15 @@ class AdaptConfig:
     """Which projections are updated; the paper's choice (sec. 4.2 and 7.1)."""
     prefix_length: int = 16
     """Keys and values per block and head."""
+    student_layers: int = 4
+    """Blocks of the student; the authors' code makes 4 of 24. Its bottlenecks have `adapter_width`."""
+    prune_rates: tuple[float, ...] = ()
+    """For 'full': shares of the weights of each matrix of the blocks, the smallest ones, that are set to 0 and learn
+    anew (Prasad et al. 2022, PADA): the first at the beginning, each other `prune_every` steps later."""
+    prune_every: int = 1000
+    prune_like: str | None = None
+    """An upstream of the same shape that was fine-tuned for such a task, whose weights say which are small at the
+    beginning; None = the upstream's own."""
     max_batch_seconds: float | None = None
     """Of audio that goes through the upstream at once; larger batches are cut into parts whose gradients are added
     up. None = whole batches."""
@@ -67,10 +77,25 @@ class AdaptConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"`adapt.{name}` must be above 0, but is {value}.")
-        for name in ("adapter_width", "lora_rank", "prefix_length", "top_layers", "mask_length", "channel_mask_length"):
+        for name in (
+            "adapter_width",
+            "student_layers",
+            "lora_rank",
+            "prefix_length",
+            "top_layers",
+            "mask_length",
+            "channel_mask_length",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"`adapt.{name}` must be 1 or more, but is {value}.")
+        if not all(0 < rate < 1 for rate in self.prune_rates) or self.prune_every < 1:
+            raise ConfigError(
+                f"`adapt.prune_rates` must lie between 0 and 1, and `adapt.prune_every` be 1 or more, but they are "
+                f"{list(self.prune_rates)} and {self.prune_every}."
+            )
+        if self.prune_rates and self.method != "full":
+            raise ConfigError(f"`adapt.prune_rates` is for `adapt.method=full`, but that is '{self.method}'.")
         if self.freeze_steps < 0:
             raise ConfigError(f"`adapt.freeze_steps` must be 0 or more, but is {self.freeze_steps}.")
         if not self.lora_targets or len(set(self.lora_targets)) != len(self.lora_targets):

@@ -24,7 +24,7 @@ def first_uses(upstream: Upstream) -> dict[str, int]:
     noise = 0.01 * torch.randn(1, int(SECONDS * upstream.sample_rate), generator=torch.Generator().manual_seed(0))
     found: dict[str, int] = {}
     seen: set[Any] = set()
-    with evaluating(upstream), _all_trainable(upstream), torch.enable_grad():
+    with evaluating(upstream), _all_trainable(upstream), torch.set_grad_enabled(True):
         states = upstream(noise.to(device)).hidden_states
         for layer in states.layers:
             for leaf in _new_leaves(states[layer], seen):

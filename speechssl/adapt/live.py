@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from speechssl.adapt.config import AdaptConfig
+from speechssl.adapt.distill import distance, distance_weight, without_bottlenecks
 from speechssl.adapt.methods import Adapted, set_training
 from speechssl.adapt.perturb import draw_skipped, perturbing
+from speechssl.adapt.prune import prune_before
 from speechssl.adapt.reading import Reader, cut
 from speechssl.adapt.start import Start, run_from_frontend, run_from_layer
 from speechssl.data.batching import bucket_batches
@@ -22,7 +24,8 @@ from speechssl.errors import SpeechsslError
 from speechssl.feature_batches import collate
 from speechssl.feature_store import FeatureStore
 from speechssl.forward import Precision
-from speechssl.types import Utterance
+from speechssl.loading import load_upstream
+from speechssl.types import LossOutput, Utterance
 
 AHEAD = 2
 """Batches whose audio is read while one is computed."""
@@ -54,18 +57,21 @@ class LiveFeatures:
         *,
         start: Start,
         store: FeatureStore | None,
+        teacher: FeatureStore | None = None,
     ) -> None:
         """
         Args:
             utterances: id -> utterance, of all splits.
             start: see `speechssl.adapt.start`.
             store: holds what is kept there; None = nothing is.
+            teacher: holds a hidden state that the last one is to come close to; None = there is none.
         """
         self.adapted, self.config, self.wanted, self.start = adapted, config, wanted, start
         self.utterances = utterances
         self.layers = wanted.layers
         self.frame_rate = adapted.upstream.frame_rate
-        self._store = store
+        self._store, self._teacher = store, teacher
+        self._distance: Tensor | None = None
         self._reader = Reader(adapted.upstream.sample_rate) if store is None else None
         self._learning = False
         self._device = next((p.device for p in adapted.upstream.parameters()), torch.device("cpu"))
@@ -128,6 +134,12 @@ class LiveFeatures:
         seconds = [min(u.duration or 1.0, longest or u.duration or 1.0) for u in utterances]
         return bucket_batches(seconds, batch_seconds=limit)
 
+    def prepare(self, step: int) -> None:
+        """What is to be done to the weights before a step, from 1."""
+        like = self.config.prune_like
+        tuned = load_upstream(like) if like is not None and self.config.prune_rates and step == 1 else None
+        prune_before(self.adapted, self.config, step, tuned=tuned)
+
     def learn(
         self, utterances: Sequence[Utterance], generator: torch.Generator, *, frozen: bool
     ) -> tuple[list[Tensor], Tensor]:
@@ -142,8 +154,33 @@ class LiveFeatures:
             As `batch`.
         """
         self._set_learning(True)
+        before = generator.get_state()
         with torch.no_grad() if frozen else nullcontext():
-            return self._compute(utterances, generator, crop=self.wanted.max_duration)
+            found = self._compute(utterances, generator, crop=self.wanted.max_duration)
+        self._distance = None if frozen else self._to_teacher(utterances, before)
+        return found
+
+    def with_distance(self, out: LossOutput, step: int, steps: int) -> LossOutput:
+        """Adds to the loss of what `learn` returned last the distance to the teacher, where there is one."""
+        if self._distance is None:
+            return out
+        size = out.sample_size.to(out.loss_sum.device)
+        total = out.loss_sum + distance_weight(step, steps) * self._distance * size
+        return LossOutput(total, out.sample_size, {**out.metrics, "distance": self._distance.detach() * size})
+
+    def _to_teacher(self, utterances: Sequence[Utterance], drawn: Tensor) -> Tensor | None:
+        """The distance of what is heard, after generators in the state `drawn`, without what stands beside blocks."""
+        if self._teacher is None or self._store is None:
+            return None
+        (kept, frames), (target, _) = (
+            collate(store, utterances, max_duration=self.wanted.max_duration, generator=_in_state(drawn))
+            for store in (self._store, self._teacher)
+        )
+        upstream, frames = self.adapted.upstream, frames.to(self._device)
+        top = frozenset({len(upstream.hidden_sizes) - 1})
+        with without_bottlenecks(upstream):
+            states = run_from_frontend(upstream, kept[0].to(self._device), frames, layers=top)
+        return distance(states, target[0].to(self._device), frames)
 
     def _compute(
         self, utterances: Sequence[Utterance], generator: torch.Generator, *, crop: float | None
@@ -190,3 +227,9 @@ class LiveFeatures:
         if utterance_id not in self.utterances:
             raise SpeechsslError(f"There is no utterance '{utterance_id}' among those that were asked for.")
         return self.utterances[utterance_id]
+
+
+def _in_state(drawn: Tensor) -> torch.Generator:
+    generator = torch.Generator()
+    generator.set_state(drawn)
+    return generator

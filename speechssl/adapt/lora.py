@@ -43,7 +43,7 @@ class LoraProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., 3 D)."""
         y = self.base(x)
-        low = F.linear(x, self.down.flatten(0, 1)).unflatten(-1, self.down.shape[:2])  # (..., N, R)
+        low = F.linear(x, self.down.flatten(0, 1)).view(*x.shape[:-1], *self.down.shape[:2])  # (..., N, R)
         parts = list(y.chunk(3, dim=-1))
         for number, place in enumerate(self.places):
             parts[place] = parts[place] + self.scale * F.linear(low[..., number, :], self.up[number])

@@ -14,6 +14,7 @@ from speechssl.adapt.blocks import choose_blocks, find_blocks
 from speechssl.adapt.bottleneck import Bottleneck, insert_adapters
 from speechssl.adapt.config import AdaptConfig
 from speechssl.adapt.depth import first_uses
+from speechssl.adapt.distill import Beside, make_student
 from speechssl.adapt.lora import insert_lora, merge_lora
 from speechssl.adapt.prefix import Prefix, insert_prefix
 from speechssl.data.seeds import derive_seed
@@ -74,7 +75,7 @@ def adapt(upstream: Upstream, config: AdaptConfig, *, seed: int, deepest: int | 
         torch.random.manual_seed(derive_seed(seed, "adapt"))
         added = _insert(upstream, config)
     uses = first_uses(upstream)
-    if config.method == "full":
+    if config.method in ("full", "distill"):
         chosen = _own_weights(upstream, config, uses)
     else:
         ids = {id(parameter) for parameter in added}
@@ -96,9 +97,11 @@ def adapt(upstream: Upstream, config: AdaptConfig, *, seed: int, deepest: int | 
 
 
 def _insert(upstream: Upstream, config: AdaptConfig) -> list[nn.Parameter]:
-    """Adds what the method adds; returns what it trains, but for 'full'."""
+    """Adds what the method adds; returns what it trains, where that is not a choice among all weights."""
     trained: list[nn.Parameter] = []
-    if config.method in ("frozen", "full"):
+    if config.method == "distill":
+        make_student(upstream, config.student_layers, inner=config.adapter_width)
+    if config.method in ("frozen", "full", "distill"):
         return trained
     for block in choose_blocks(upstream, top=config.top_layers, method=config.method):
         if config.method == "lora":
@@ -156,7 +159,7 @@ def merge(upstream: Upstream) -> None:
     """
     for block in find_blocks(upstream):
         merge_lora(block)
-    if any(isinstance(module, Bottleneck | Prefix) for module in upstream.modules()):
+    if any(isinstance(module, Bottleneck | Prefix | Beside) for module in upstream.modules()):
         raise SpeechsslError(
             f"'{upstream.name}' holds adapters or prefixes, which can't be merged into its weights: keep the run's "
             "folder, or adapt with `adapt.method=lora`, `bitfit` or `full`."

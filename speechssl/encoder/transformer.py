@@ -76,11 +76,14 @@ class TransformerBlock(nn.Module):
         self.adapter = None if config.adapter_width is None else Adapter(config.width, inner=config.adapter_width)
         self.dropout = Dropout(config.dropout)
         self.activation_dropout = Dropout(config.activation_dropout)
+        self.beside: nn.Module | None = None
+        """From what the feed-forward hears to what is added to what it makes, see `speechssl.adapt.distill`."""
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D), before dropout."""
         hidden = self.activation_dropout(F.gelu(self.fc1(x)))  # (B, T, ffn_width)
-        return self.fc2(hidden)  # type: ignore[no-any-return]  # nn.Module returns Any
+        y: Tensor = self.fc2(hidden)
+        return y if self.beside is None else y + self.beside(x)
 
     def forward(self, x: Tensor, attended: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); `attended` and `positions` are those of `SelfAttention`."""
