@@ -24,10 +24,6 @@ class TwoSums(Interface):
         return 2 * self.size
 
     @override
-    def weights(self) -> Tensor:
-        return torch.softmax(self.logits, dim=1).mean(dim=0)
-
-    @override
     def _join(self, layers: list[Tensor], lengths: Tensor | None) -> Tensor:
         del lengths  # 0 stays 0
         weights = torch.softmax(self.logits, dim=1)  # (2, K)
