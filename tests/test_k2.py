@@ -108,7 +108,7 @@ def found(folder):
     (folder / "jobs.json").write_text(json.dumps(list(jobs.values())))
     command = [PYTHON, "-m", "tests.k2_worker", folder / "jobs.json", folder / "results.json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((folder / "results.json").read_text())
     return dict(zip(jobs, results, strict=True)), expected
