@@ -39,8 +39,8 @@ def align_frames(
         (B, T, D) with T = frames.max(), 0 beyond `frames`.
     """
     total = int(frames.max())
-    times = torch.arange(total, device=features.device, dtype=torch.float64) * (hop * frame_rate / sample_rate)
-    wanted = torch.floor(times + 1e-6).long()[None, :]  # (1, T)
+    times = torch.arange(total, dtype=torch.float64) * (hop * frame_rate / sample_rate)
+    wanted = torch.floor(times + 1e-6).long().to(features.device)[None, :]  # (1, T)
     index = torch.minimum(wanted, lengths[:, None] - 1)  # (B, T)
     aligned = features.gather(1, index[:, :, None].expand(-1, -1, features.size(2)))
     return aligned.masked_fill(lengths_to_padding_mask(frames, total)[:, :, None], 0.0)

@@ -61,7 +61,7 @@ class MaskingTask(Task):
         for split, utterances in splits.items():
             for utterance in utterances:
                 self._check(utterance, f"'{split}' of {corpus.root}")
-        return TaskData(splits=splits, extra={"test": frozenset(u.id for u in splits["test"])})
+        return TaskData(splits=splits)
 
     def _check(self, utterance: Utterance, where: str) -> None:
         sources = self.sources_of(utterance)
@@ -73,14 +73,6 @@ class MaskingTask(Task):
         for source in sources:
             if not Path(source).is_file():
                 raise ManifestError(f"The file {source}, a source of '{utterance.id}' in {where}, does not exist.")
-
-    @override
-    def state(self, data: TaskData) -> Mapping[str, Any]:
-        return {}
-
-    @override
-    def restore(self, state: Mapping[str, Any]) -> TaskData:
-        return TaskData(splits={}, extra={"test": frozenset()})
 
     @override
     def build_head(self, size: int, frame_rate: float, data: TaskData) -> nn.Module:
@@ -124,7 +116,7 @@ class MaskingTask(Task):
         """Measures each utterance at once: the estimates of a whole split would take gigabytes."""
         batch = self._reader.batch(utterances)
         estimates = self._estimate(head, features, lengths, batch.mixture, batch.lengths).cpu()
-        test: frozenset[str] = data.extra["test"]
+        test = {u.id for u in data.splits["test"]}
         shown = set(sorted(test)[: self.config.examples])
         everything = tuple(dict.fromkeys((self.config.metric, *self.config.metrics)))
         wanted = [everything if u.id in test else (self.config.metric,) for u in utterances]
@@ -204,6 +196,6 @@ class MaskingTask(Task):
         (folder / "audio").mkdir(parents=True, exist_ok=True)
         example = {"title": utterance.id}
         for name, waveform in named.items():
-            example[name] = f"audio/{utterance.id}-{name.replace(' ', '-')}.flac"
+            example[name] = f"audio/{utterance.id.replace('/', '_')}-{name.replace(' ', '-')}.flac"
             write_flac(folder / example[name], (waveform / loudest).numpy())
         return example
