@@ -37,7 +37,7 @@ CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 POINTS = 200  # of the training loss curve, at most about
 
-Report = Callable[[int, str], None]
+Report = Callable[[float, str], None]
 """report(steps done since the last call, note such as the loss)."""
 
 
@@ -52,7 +52,7 @@ class MeasuresFeatures(Protocol):
         data: TaskData,
         split: str,
         folder: Path,
-        note: Callable[[str], None],
+        report: Report,
     ) -> Evaluation:
         """Measures one split, 'dev' before 'test'.
 
@@ -60,7 +60,7 @@ class MeasuresFeatures(Protocol):
             probe: what dev chooses may be put into it: it is saved after test.
             features: holds the utterances of all splits.
             folder: as in `Task.evaluate`.
-            note: shows how far it is.
+            report: takes what share of the work of both splits was done since the last call, and a note.
         """
 
 
@@ -161,9 +161,7 @@ class Fit:
         begin = time.perf_counter()
         features = self.features[split]
         if isinstance(self.task, MeasuresFeatures):
-            found = self.task.measure(
-                self.probe, features, self.data, split, self.folder, lambda text: self.report(0, text)
-            )
+            found = self.task.measure(self.probe, features, self.data, split, self.folder, self.report)
         else:
             predictions = predict(self.probe, self.task, self.data, split, features, device=self.device)
             found = self.task.evaluate(self.probe.head, predictions, self.data, split, self.folder)

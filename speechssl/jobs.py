@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Source: TypeAlias = FeatureStore | Adaptable
 """Features, or an upstream that each run adapts for itself."""
-Advance: TypeAlias = Callable[[int, str], None]
+Advance: TypeAlias = Callable[[float, str], None]
 """advance(steps done since the last call, note)."""
 
 

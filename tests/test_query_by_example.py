@@ -96,7 +96,7 @@ def searched(
     store, data = store_of(queries, documents)
     task = TASK(config)
     probe = build_probe(task, data, num_layers=store.num_layers, size=store.hidden_size, frame_rate=50.0, seed=0)
-    found = [task.measure(probe, store, data, split, folder, lambda _: None) for split in ("dev", "test")]
+    found = [task.measure(probe, store, data, split, folder, lambda *_: None) for split in ("dev", "test")]
     return found, probe, data
 
 
@@ -180,11 +180,13 @@ def test_groups_of_queries_give_the_same_as_all_at_once(monkeypatch: pytest.Monk
 
     def scores() -> Tensor:
         standard = no_standard(held["u0"])
-        notes: list[str] = []
-        return score_all(
+        shares: list[float] = []
+        found = score_all(
             names[:4], names[4:], held.__getitem__, standard=standard, config=QueryByExampleConfig(),
-            device=torch.device("cpu"), note=notes.append,
+            device=torch.device("cpu"), report=lambda share, _: shares.append(share),
         )  # fmt: skip
+        assert sum(shares) == pytest.approx(1.0)
+        return found
 
     threads = torch.get_num_threads()
     whole = scores()
@@ -205,7 +207,7 @@ def test_a_part_is_scored_against_the_truth_of_the_whole(tmp_path: Path) -> None
         data.extra["truths"][split] = Truth(own, WholeSet(columns, own | others))
     task = TASK(QueryByExampleConfig())
     probe = build_probe(task, data, num_layers=3, size=8, frame_rate=50.0, seed=0)
-    found = task.measure(probe, store, data, "dev", tmp_path, lambda _: None)
+    found = task.measure(probe, store, data, "dev", tmp_path, lambda *_: None)
     assert found.metrics["mtwv of what is searched"].value == 1.0
     # Of four queries two are searched: one is found in its only document, the other in one of two.
     assert found.metrics["mtwv"].value == pytest.approx((1 + 0.5) / 4)
@@ -393,4 +395,4 @@ def test_test_is_not_looked_at_before_dev(tmp_path: Path) -> None:
     task = TASK(QueryByExampleConfig())
     probe = build_probe(task, data, num_layers=3, size=8, frame_rate=50.0, seed=0)
     with pytest.raises(SpeechsslError, match="measure dev first"):
-        task.measure(probe, store, data, "test", tmp_path, lambda _: None)
+        task.measure(probe, store, data, "test", tmp_path, lambda *_: None)

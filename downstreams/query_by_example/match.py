@@ -25,8 +25,8 @@ QUERY_BYTES = 1 << 30
 
 Read = Callable[[str], Tensor]
 """The features of an utterance, (K, T, D)."""
-Note = Callable[[str], None]
-"""Is told how far the search is, about once a second."""
+Report = Callable[[float, str], None]
+"""Is told about once a second what share of the search was done since the last time, and how far it is."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def score_all(
     standard: Standard,
     config: QueryByExampleConfig,
     device: torch.device,
-    note: Note,
+    report: Report,
 ) -> Tensor:
     """The score of each query in each document, higher = more likely there; 0 for queries that are too short.
 
@@ -84,7 +84,7 @@ def score_all(
     layers = standard.mean.size(0)
     scores = torch.zeros(layers, len(queries), len(documents), dtype=torch.float64)
     groups = list(_groups(queries, read, config.min_query_frames))
-    tell = _Teller(len(groups) * len(documents), note)
+    tell = _Teller(len(groups) * len(documents), report)
     with _all_cores():
         for rows in groups:
             spoken = [standard.apply(read(queries[row])) for row in rows]
@@ -129,23 +129,22 @@ def _groups(queries: Sequence[str], read: Read, least: int) -> Iterator[list[int
 
 
 class _Teller:
-    """Says how much of the search is done, and how long the rest will take."""
+    """Reports how much of the search is done."""
 
-    def __init__(self, total: int, note: Note) -> None:
-        self.total, self.note = total, note
-        self.done, self.begin = 0, time.monotonic()
-        self.last = self.begin
+    def __init__(self, total: int, report: Report) -> None:
+        self.total, self.report = total, report
+        self.done = self.told = 0
+        self.last = time.monotonic()
 
     def each(self, names: Sequence[str]) -> Iterator[str]:
         """Hands the names on."""
         for name in names:
             yield name
             self.done += 1
-            now = time.monotonic()
-            if now - self.last >= 1.0:
-                self.last = now
-                left = (now - self.begin) * (self.total / self.done - 1)
-                self.note(f"{self.done} of {self.total} documents searched, {left:.0f} s left")
+            if time.monotonic() - self.last >= 1.0 or self.done == self.total:
+                self.last = time.monotonic()
+                self.report((self.done - self.told) / self.total, f"{self.done} of {self.total} documents searched")
+                self.told = self.done
 
 
 @contextmanager

@@ -4,7 +4,7 @@ K layers, Q queries, B batch, T frames, D width.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ class QueryByExample(Task):
         data: TaskData,
         split: str,
         folder: Path,
-        note: Callable[[str], None],
+        report: Report,
     ) -> Evaluation:
         """Searches all layers on dev, which chooses one for `probe`, and that one on test."""
         rows = slice(None) if split == "dev" else slice(self._chosen()[0], self._chosen()[0] + 1)
@@ -107,7 +107,7 @@ class QueryByExample(Task):
             standard=standard,
             config=self.config,
             device=_featurizer(probe).logits.device,
-            note=lambda text: note(f"{split}: {text}"),
+            report=lambda share, text: report(share * len(layers) / (features.num_layers + 1), f"{split}: {text}"),
         ).numpy()
         scores = [standardise_scores(one) if self.config.standardise_scores else one for one in found]
         values = [max_term_weighted_value(*trials.whole(one), point=self.config.point)[0] for one in scores]
@@ -166,7 +166,7 @@ class QueryByExample(Task):
             standard=standard,
             config=self.config,
             device=torch.device("cpu"),
-            note=logger.info,
+            report=lambda _, text: logger.info("%s", text),
         )[0, 0]
         found = []
         for utterance, score in zip(documents, scores.tolist(), strict=True):
