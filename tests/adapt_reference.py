@@ -64,4 +64,5 @@ def bottleneck(y: Tensor, added: Mapping[str, Tensor], place: str) -> Tensor:
 def norm(x: Tensor, layer: Any) -> Tensor:
     centred = x - x.mean(dim=1, keepdim=True)
     deviation = (centred.square().mean(dim=1, keepdim=True) + layer.eps).sqrt()
-    return centred / deviation * layer.weight + layer.bias
+    found: Tensor = centred / deviation * layer.weight + layer.bias
+    return found

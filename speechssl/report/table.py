@@ -167,6 +167,8 @@ def _cost(group: Group, stages: Sequence[str]) -> list[Cell]:
     computed = sum(float(r.features.get("computed", 0.0)) for r in results)
     cached = sum(float(r.features.get("from_cache", 0.0)) for r in results)
     trained = sorted({r.trained_parameters for r in results})
+    adapted = sorted({r.trained["upstream"] for r in results if r.trained.get("upstream")})
+    share = f" ({', '.join(format_parameters(p) for p in adapted)} of the upstream)" if adapted else ""
     steps = float(np.mean([r.best_step for r in results]))
     return [
         Cell(str(len(results))),
@@ -175,7 +177,7 @@ def _cost(group: Group, stages: Sequence[str]) -> list[Cell]:
         Cell(format_count(computed)),
         Cell(format_count(cached)),
         Cell(_throughput(results)),
-        Cell(", ".join(format_parameters(p) for p in trained)),
+        Cell(", ".join(format_parameters(p) for p in trained) + share),
         Cell(format_count(steps)),
     ]
 
