@@ -35,7 +35,7 @@ from speechssl.types import LossOutput, Utterance
 from .config import QueryByExampleConfig
 from .data import DOCUMENTS, Truth, read_splits
 from .head import Standardise
-from .match import Read, Standard, find_place, find_standard, no_standard, score_all
+from .match import Read, Report, Standard, find_place, find_standard, no_standard, score_all
 
 logger = logging.getLogger(__name__)
 LISTED = 5  # documents of each query in matches.tsv
