@@ -1,5 +1,8 @@
 """Speech recognition: head, loss, decoding, augmentation and data."""
 
+import gzip
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from downstreams.asr.config import PRESETS, AsrConfig
 from downstreams.asr.task import TASK
 from speechssl.augment.spec_augment import SpecAugmentConfig, spec_augment, time_warp
+from speechssl.config import load_config
 from speechssl.ctc.data import read_splits
 from speechssl.ctc.vocabulary import Characters, find_characters
 from speechssl.data.corpus import open_corpus
@@ -55,6 +59,30 @@ def test_both_directions_are_those_of_a_packed_lstm() -> None:
     found = ours(features, lengths)
     for row, length in enumerate(lengths.tolist()):
         torch.testing.assert_close(found[row, :length], expected[row, :length], atol=1e-6, rtol=0)
+
+
+def test_the_head_for_other_domains_drops_frames_and_projects_after_each_layer() -> None:
+    ood = PRESETS["asr_ood"]
+    assert (ood.train.steps, ood.train.max_batch_size, ood.train.learning_rate) == (500_000, 16, 1e-4)
+    config = load_config(ood, overrides=["project_size=6", "hidden_size=5"])
+    head = RecurrentHead(4, 7, frame_rate=100.0, config=config).eval()
+    state = head.state_dict()
+    features, lengths = torch.randn(2, 21, 4, generator=generator()), torch.tensor([21, 10])
+    log_probs, frames = head(features, lengths)
+    assert frames.tolist() == [11, 5]
+    for row, length in enumerate(lengths.tolist()):
+        states = features[row : row + 1, :length:2] @ state["project.weight"].T + state["project.bias"]
+        for place in range(2):
+            layer = torch.nn.LSTM(states.size(2), 5, bidirectional=True, batch_first=True)
+            part = {k.removeprefix(f"layers.{place}."): v for k, v in state.items() if k.startswith(f"layers.{place}.")}
+            layer.load_state_dict(
+                {k.removeprefix("ahead."): v for k, v in part.items() if k.startswith("ahead.")}
+                | {k.removeprefix("back.") + "_reverse": v for k, v in part.items() if k.startswith("back.")}
+            )
+            weight, bias = (state[f"layer_projections.{place}.{k}"] for k in ("weight", "bias"))
+            states = torch.tanh(layer(states)[0] @ weight.T + bias)
+        expected = (states @ state["output.weight"].T + state["output.bias"]).log_softmax(dim=2)
+        torch.testing.assert_close(log_probs[row : row + 1, : expected.size(1)], expected, atol=1e-5, rtol=0)
 
 
 def test_an_utterance_scores_the_same_alone_and_padded() -> None:
@@ -182,6 +210,19 @@ def test_splits_hold_the_languages_asked_for_and_only_transcribed_speech(tiny_co
     assert some == read_splits(corpus, AsrConfig(languages=("bb",), max_train_utterances=5), task="asr")
     with pytest.raises(ManifestError, match=r"'zz'.*aa, bb"):
         read_splits(corpus, AsrConfig(languages=("zz",)), task="asr")
+
+
+def test_an_empty_transcript_is_refused_with_its_line_or_counted(tiny_corpus: Path, tmp_path: Path) -> None:
+    root = tmp_path / "corpus"
+    shutil.copytree(tiny_corpus, root)
+    path = root / "manifests" / "dev.jsonl.gz"
+    cuts = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    cuts[4]["supervisions"][0]["text"] = " "
+    path.write_bytes(gzip.compress("".join(json.dumps(cut) + "\n" for cut in cuts).encode()))
+    with pytest.raises(ManifestError, match=r"dev\.jsonl\.gz, line 5, has an empty transcript"):
+        TASK(SMALL).prepare(open_corpus(root))
+    data = TASK(load_config(SMALL, overrides=["leave_out_empty=true"])).prepare(open_corpus(root))
+    assert len(data.splits["dev"]) == len(cuts) - 1
 
 
 def test_evaluation_has_both_rates_by_language_and_keeps_the_transcripts(tiny_corpus: Path, tmp_path: Path) -> None:
