@@ -33,6 +33,9 @@ class Features(Protocol):
     def get(self, utterance_id: str) -> Tensor:
         """(K, T, D), or (K, D) where pooled."""
 
+    def get_all(self, utterance_ids: Sequence[str]) -> list[Tensor]:
+        """`get` of each."""
+
     def batch(self, utterance_ids: Sequence[str]) -> tuple[States, Tensor]:
         """(K, B, T, D), or (K, B, D) where pooled, and the valid frames (B,)."""
 
@@ -46,7 +49,7 @@ def collate(
         (K, B, T, D) or, where pooled, (K, B, D); and valid frames (B,) int64.
     """
     ids = [u.id for u in utterances]
-    arrays = [features.get(i) for i in ids]
+    arrays = features.get_all(ids)
     limit = None if max_duration is None else max(1, round(max_duration * features.frame_rate))
     if limit is None or arrays[0].dim() == 2 or max(a.size(1) for a in arrays) <= limit:
         states, frames = features.batch(ids)

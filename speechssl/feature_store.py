@@ -85,6 +85,10 @@ class FeatureStore:
             reason = self.bad.get(utterance_id, "it was not among the utterances asked for")
             raise SpeechsslError(f"There are no features of utterance '{utterance_id}': {reason}.") from None
 
+    def get_all(self, utterance_ids: Sequence[str]) -> list[Tensor]:
+        """`get` of each."""
+        return [self.get(i) for i in utterance_ids]
+
     def length(self, utterance_id: str) -> int:
         """Valid frames of an utterance (before pooling)."""
         self.get(utterance_id)
@@ -96,10 +100,10 @@ class FeatureStore:
         Returns:
             (K, B, T, D), 0 beyond the valid frames, or (K, B, D) where pooled; and the lengths, (B,) int64.
         """
-        arrays = [self.get(i) for i in utterance_ids]
-        lengths = torch.tensor([self._lengths[i] for i in utterance_ids])
+        arrays = self.get_all(utterance_ids)
         if arrays[0].dim() == 2:
-            return torch.stack(arrays, dim=1), lengths  # (K, B, D)
+            return torch.stack(arrays, dim=1), torch.tensor([self._lengths[i] for i in utterance_ids])  # (K, B, D)
+        lengths = torch.tensor([array.size(1) for array in arrays])
         layers, _, size = arrays[0].shape
         out = arrays[0].new_empty(layers, len(arrays), int(lengths.max()), size)  # (K, B, T, D)
         for row, array in enumerate(arrays):

@@ -363,7 +363,7 @@ def predict(
     return found
 
 
-def _silent(steps: int, note: str) -> None:
+def _silent(steps: float, note: str) -> None:
     del steps, note
 
 

@@ -30,10 +30,11 @@ from speechssl.inference import save_task
 from speechssl.progress import progress
 from speechssl.registry import task_module
 from speechssl.result import RunResult, hardware, versions
+from speechssl.streaming import StreamedStore, divide
 from speechssl.task import Task, TaskData, take_share
 from speechssl.types import Utterance
 from speechssl.upstream import Upstream
-from speechssl.upstream_spec import CachedUpstream, UpstreamCard, load
+from speechssl.upstream_spec import CachedUpstream, UpstreamCard
 from speechssl.variants import Variant
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def compute_features(upstream: Upstream, task: Task, data: TaskData, options: Ru
     )
     layers = heard_layers(upstream, adaptation, wanted.layers)
     unique: dict[str, Utterance] = {}
-    for split, utterances in data.splits.items():
+    for split, utterances in sorted(data.splits.items(), key=lambda item: item[0] == "train"):
         if not utterances:
             raise ManifestError(
                 f"The task '{task.name}' has no utterance in '{split}': check the corpus and the config."
@@ -134,6 +135,8 @@ def compute_features(upstream: Upstream, task: Task, data: TaskData, options: Ru
         cache.features, utterances=list(unique.values()), precision=options.precision, skip_bad=options.skip_bad
     )
     if adaptation.method == "frozen":
+        if wanted.pooling == "none":
+            return _within_budget(upstream, list(unique.values()), layers, options)
         return compute(upstream, layers=layers, pooling=wanted.pooling)
     return Adaptable(
         upstream,
@@ -143,6 +146,24 @@ def compute_features(upstream: Upstream, task: Task, data: TaskData, options: Ru
         keep=lambda model, kept: compute(model, layers=kept, dtype="float32"),
         skip_bad=options.skip_bad,
     )
+
+
+def _within_budget(
+    upstream: Upstream, utterances: Sequence[Utterance], layers: Sequence[int], options: RunOptions
+) -> FeatureStore:
+    """The frames of all; what does not fit into the cache, the last ones, is computed whenever it is heard."""
+    kept, others, size = divide(utterances, upstream, layers, budget=1e9 * options.cache_gb)
+    cache = FeatureCache(options.cache_folder, options.cache_gb)
+    store = cache.features(upstream, kept, layers=layers, precision=options.precision, skip_bad=options.skip_bad)
+    if not others:
+        return store
+    logger.warning(
+        "The frames of %d utterances take %.1f GB, and the cache has %.1f: %d of them are computed anew at each pass. "
+        "Raise `--cache-gb`, or choose fewer `features.layers`.",
+        len(utterances), size / 1e9, options.cache_gb, len(others),
+    )  # fmt: skip
+    load_upstream = upstream.load if isinstance(upstream, CachedUpstream) else lambda: upstream
+    return StreamedStore(store, load_upstream, {u.id: u for u in others}, precision=options.precision)
 
 
 def with_cost(jobs: Sequence[Job], store: Source) -> list[Job]:
@@ -232,15 +253,8 @@ def _execute_alone(job: Job, execute: _Execute[T]) -> T:
 
 def upstream_of(job: Job) -> Upstream:
     """In a worker process: the upstream that is adapted, or one that stands for its cached features."""
-    if job.config.adapt.method == "frozen":
-        return CachedUpstream(job.card)
-    upstream = load(job.card.spec, device=job.options.device)
-    if upstream.fingerprint() != job.card.info.fingerprint:
-        raise SpeechsslError(
-            f"'{job.card.spec.name}' is not what the run was started with, which only its own process can adapt: save "
-            "it in a folder and name that, or set `jobs` to 1."
-        )
-    return upstream
+    cached = CachedUpstream(job.card, device=job.options.device)
+    return cached if job.config.adapt.method == "frozen" else cached.load()
 
 
 def _execute(work: Work, advance: Advance) -> RunResult:
@@ -267,7 +281,8 @@ def _try(work: Work, advance: Advance) -> float | None:
 def _make_fit(work: Work, advance: Advance) -> Fit:
     job, store = work.job, work.store
     data = _without_bad(work.data, store)
-    features = store.adapt(job.config.adapt, seed=job.seed) if isinstance(store, Adaptable) else store
+    # `Fit` tells the two apart.
+    features: Any = store.adapt(job.config.adapt, seed=job.seed) if isinstance(store, Adaptable) else store
     title = " ".join((job.card.info.label, *job.variant.folders, f"seed {job.seed}"))
     return Fit(
         work.task,

@@ -123,11 +123,26 @@ def make_card(spec: UpstreamSpec, upstream: Upstream) -> UpstreamCard:
 class CachedUpstream(Upstream):
     """Stands for an upstream whose features are cached: it has no weights and computes nothing."""
 
-    def __init__(self, card: UpstreamCard) -> None:
+    def __init__(self, card: UpstreamCard, *, device: str = "cpu") -> None:
         super().__init__(sample_rate=card.sample_rate, frame_rate=card.info.frame_rate, hidden_sizes=card.hidden_sizes)
+        self.device = device
         self.card = card
         self.name = card.info.name
         self.weights = card.info.weights
+
+    def load(self) -> Upstream:
+        """The upstream itself, for what can't be cached.
+
+        Raises:
+            SpeechsslError: by its name another one is found than that of the run.
+        """
+        upstream = load(self.card.spec, device=self.device)
+        if upstream.fingerprint() != self.card.info.fingerprint:
+            raise SpeechsslError(
+                f"'{self.card.spec.name}' is not what the run was started with, which only its own process has: save "
+                "it in a folder and name that, or set `jobs` to 1."
+            )
+        return upstream
 
     def fingerprint(self) -> str:
         """That of the upstream it stands for."""

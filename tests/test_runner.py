@@ -13,7 +13,8 @@ from torch import Tensor
 
 from downstreams.asr.config import AsrConfig
 from downstreams.deepfake_detection.config import ConditioningConfig, DeepfakeConfig, SplitSize, SpoofConfig
-from speechssl import fitting
+from speechssl import fitting, streaming
+from speechssl.cache import FeatureCache
 from speechssl.cli import main
 from speechssl.commands.run import results_table
 from speechssl.data.corpus import open_corpus
@@ -24,6 +25,7 @@ from speechssl.jobs import RunOptions
 from speechssl.loading import load_upstream
 from speechssl.result import Evaluation, RunResult, load_result
 from speechssl.runner import resolve_config, run
+from speechssl.streaming import StreamedStore
 from speechssl.task import FeatureConfig, TrainConfig
 from speechssl.upstream_spec import parse_spec
 
@@ -408,3 +410,35 @@ def test_a_run_from_before_a_setting_existed_is_finished(
     path.write_text(json.dumps(saved))
     monkeypatch.setattr(Fit, "run", None)
     assert numbers(once(tiny_corpus, tmp_path / "exp", options)[0]) == numbers(first)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_frames_beyond_the_budget_are_computed_anew_and_change_nothing(
+    tiny_corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, jobs: int
+) -> None:
+    whole = once(tiny_corpus, tmp_path / "whole", RunOptions(str(tmp_path / "a")), seeds=[0, 1])
+    little = RunOptions(str(tmp_path / "b"), cache_gb=0.5e-3, jobs=jobs)
+    part = once(tiny_corpus, tmp_path / "part", little, seeds=[0, 1])
+    assert 0 < part[0].features["computed"] < whole[0].features["computed"]
+    assert "Raise `--cache-gb`" in caplog.text
+    assert [numbers(r) for r in part] == [numbers(r) for r in whole]
+
+
+def test_recent_frames_stay_in_memory_within_bounds(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utterances = open_corpus(tiny_corpus).utterances("train")[:12]
+    upstream = load_upstream("fbank")
+    stored = FeatureCache(tmp_path).features(upstream, utterances)
+    kept = FeatureCache(tmp_path).features(upstream, utterances[:4])
+    store = StreamedStore(kept, lambda: upstream, {u.id: u for u in utterances[4:]}, precision="float32")
+    ids = [u.id for u in utterances]
+    for one, other in zip(store.get_all(ids), stored.get_all(ids), strict=True):
+        assert torch.equal(one, other)
+    states, lengths = store.batch(ids[3:7])
+    assert torch.equal(states, stored.batch(ids[3:7])[0]) and lengths.tolist() == [stored.length(i) for i in ids[3:7]]
+    assert set(store.ids) == set(ids) and len(store) == 12 and ids[-1] in store
+    monkeypatch.setattr(streaming, "MEMORY", stored.get(ids[5]).nbytes)
+    store.get_all(ids)
+    assert len(store._recent) < 3
+    assert torch.equal(store.get(ids[4]), stored.get(ids[4]))
