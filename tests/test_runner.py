@@ -19,6 +19,7 @@ from speechssl.cli import main
 from speechssl.commands.run import results_table
 from speechssl.data.corpus import open_corpus
 from speechssl.errors import ConfigError, SpeechsslError, UnknownNameError
+from speechssl.feature_batches import collate
 from speechssl.fitting import Fit, schedule
 from speechssl.inference import infer
 from speechssl.jobs import RunOptions
@@ -176,7 +177,7 @@ def test_several_upstreams_go_in_one_call(tiny_corpus: Path, tmp_path: Path, opt
 def test_crops_bound_the_training_batches(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, max_duration=0.5, steps=2))
     seen: list[int] = []
-    original = fitting.collate
+    original = collate
 
     def watched(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         states, lengths = original(*args, **kwargs)
