@@ -4,8 +4,8 @@
     python benchmarks/downstream.py --only asr --precision float32
 
 S3PRL 0.4.18 itself can't be imported beside a current torchaudio, so its protocol is replayed: at every step the wavs
-of a random batch are padded and go through the frozen upstream (transformers' HubertModel, float32, all hidden states, as
-its `hubert_base` does with fairseq's code), the layers are stacked, weighted and summed, and the head follows, whose
+of a random batch are padded and go through the frozen upstream (transformers' HubertModel, float32, all hidden states,
+as its `hubert_base` does with fairseq's code), the layers are stacked, weighted and summed, and the head follows, whose
 LSTM layers read packed sequences. The other side is `speechssl run`: the cache, and `Fit` on it. Both have the same
 random weights in upstream and head, the same utterances in the same batches, the same loss and the same optimiser; the
 losses of the timed steps are compared, and so is where they stand.
@@ -43,10 +43,11 @@ from speechssl.data.batching import derive_seed, make_generator
 from speechssl.data.corpus import open_corpus
 from speechssl.data.flac import SAMPLE_RATE, write_flac
 from speechssl.data.manifests import Clip, write_corpus
-from speechssl.fitting import Fit, seeded
+from speechssl.fitting import Fit
 from speechssl.head.recurrent import RecurrentHead
 from speechssl.jobs import RunOptions, build_task, compute_features
 from speechssl.loading import load_upstream
+from speechssl.probe import seeded
 from speechssl.runner import resolve_config
 from speechssl.types import Utterance
 
@@ -83,7 +84,9 @@ RECIPES = {
     "speaker_identification": Recipe("speaker_identification", 138_361, 8.0, 0.0, 32, 200_000, "speaker", 50),
     "intent_classification": Recipe("intent_classification", 23_132, 2.3, 0.8, 32, 200_000, "intent", 50),
     "emotion_recognition": Recipe("emotion_recognition", 3_556, 4.5, 2.5, 32, 30_000, "emotion", 50),
-    "phoneme_recognition": Recipe("phoneme_recognition", 28_539, 12.7, 3.6, 32, 100_000, "phones", 10),
+    "phoneme_recognition": Recipe(
+        "phoneme_recognition", 28_539, 12.7, 3.6, 32, 100_000, "phones", 10, ("phones=labels",)
+    ),
     "speaker_verification": Recipe("speaker_verification", 148_642, 8.0, 0.0, 50, 200_000, "speaker", 5),
     "asr": Recipe("asr", 28_539, 12.7, 3.6, 32, 200_000, "text", 3),
 }
@@ -194,7 +197,8 @@ class Theirs:
         elif hasattr(head, "project") and hasattr(head, "output") and not isinstance(head, RecurrentHead):
             head = FramewiseHead(head)
         self.head = copy.deepcopy(head)
-        self.featurizer = StackedSum(fit.probe.featurizer.logits)
+        joined: Any = fit.probe.featurizer  # a weighted sum
+        self.featurizer = StackedSum(joined.logits)
         parameters = [*self.featurizer.parameters(), *self.head.parameters()]
         kind = torch.optim.AdamW if fit.config.optimizer == "adamw" else torch.optim.Adam
         self.optimizer = kind(parameters, lr=fit.config.learning_rate, weight_decay=fit.config.weight_decay)
@@ -243,8 +247,9 @@ def measure(recipe: Recipe, args: argparse.Namespace, folder: Path) -> Measured:
     """Times both sides on one small corpus."""
     count = recipe.batch * (args.steps + 1)
     corpus = open_corpus(make_corpus(folder / "corpus", recipe, args.corpus, count=count))
-    transformers.set_seed(0)
-    model = transformers.HubertModel(transformers.HubertConfig(layerdrop=0.0)).eval()
+    library: Any = transformers
+    library.set_seed(0)
+    model = library.HubertModel(library.HubertConfig(layerdrop=0.0)).eval()
     model.save_pretrained(folder / "upstream")
     upstream = load_upstream(folder / "upstream")
     name, config = resolve_config(recipe.task, overrides=recipe.overrides)
@@ -258,7 +263,7 @@ def measure(recipe: Recipe, args: argparse.Namespace, folder: Path) -> Measured:
     for cache in ("warm", "cache"):
         begin = time.perf_counter()
         options = RunOptions(cache_folder=str(folder / cache), precision=args.precision)
-        store = compute_features(upstream, task, data, options)
+        store: Any = compute_features(upstream, task, data, options)
         features = (time.perf_counter() - begin) / len(store)
     fit = Fit(task, data, dict.fromkeys(data.splits, store), seed=0, folder=folder / "run", identity="benchmark")
     fit.folder.mkdir()
@@ -292,7 +297,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    transformers.logging.set_verbosity_error()
+    quiet: Any = transformers.logging
+    quiet.set_verbosity_error()
     table = Table(
         "recipe", "passes", "S3PRL: step (upstream) s", "hours", "ours: features s/utt", "step s", "hours", "ratio",
         "wanted", "losses differ", title=f"HuBERT base, {args.threads} threads, ours in {args.precision}",
