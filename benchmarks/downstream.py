@@ -1,6 +1,6 @@
 """Downstream training beside S3PRL's protocol: a recipe's cost with features computed once, or at every step.
 
-    python benchmarks/downstream.py                                  # all recipes, HuBERT base, in bfloat16
+    python benchmarks/downstream.py                                  # all recipes, HuBERT base
     python benchmarks/downstream.py --only asr --precision float32
 
 S3PRL 0.4.18 itself can't be imported beside a current torchaudio, so its protocol is replayed: at every step the wavs
@@ -8,7 +8,7 @@ of a random batch are padded and go through the frozen upstream (transformers' H
 as its `hubert_base` does with fairseq's code), the layers are stacked, weighted and summed, and the head follows, whose
 LSTM layers read packed sequences. The other side is `speechssl run`: the cache, and `Fit` on it. Both have the same
 random weights in upstream and head, the same utterances in the same batches, the same loss and the same optimiser; the
-losses of the timed steps are compared, and so is where they stand.
+losses of the timed steps are compared.
 
 A recipe's cost is what its numbers of steps and of utterances make of the seconds measured for one: S3PRL pays for the
 upstream at every step, ours once per utterance. Reading and evaluating are counted on neither side. Utterances are real
@@ -255,8 +255,7 @@ def measure(recipe: Recipe, args: argparse.Namespace, folder: Path) -> Measured:
     name, config = resolve_config(recipe.task, overrides=recipe.overrides)
     longest = 2.2 * recipe.seconds * recipe.batch
     config = load_config(config, overrides=[
-        f"train.batch_seconds={longest}", f"train.max_batch_size={recipe.batch}", f"train.precision={args.precision}",
-        "train.evaluate_every=100000",
+        f"train.batch_seconds={longest}", f"train.max_batch_size={recipe.batch}", "train.evaluate_every=100000",
     ])  # fmt: skip
     task = build_task(name, config)
     data = task.prepare(corpus)
@@ -292,7 +291,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=sorted(RECIPES), default=list(RECIPES))
     parser.add_argument("--corpus", type=Path, default=Path("data/demo"), help="prepared corpus of real speech")
-    parser.add_argument("--precision", choices=["float32", "bf16"], default="bf16", help="of ours")
+    parser.add_argument(
+        "--precision", choices=["float32", "bf16"], default="bf16", help="of our features; heads: float32"
+    )
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that is not")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
@@ -301,7 +302,7 @@ def main() -> None:
     quiet.set_verbosity_error()
     table = Table(
         "recipe", "passes", "S3PRL: step (upstream) s", "hours", "ours: features s/utt", "step s", "hours", "ratio",
-        "wanted", "losses differ", title=f"HuBERT base, {args.threads} threads, ours in {args.precision}",
+        "wanted", "losses differ", title=f"HuBERT base, {args.threads} threads, our features in {args.precision}",
     )  # fmt: skip
     for name in args.only:
         recipe = RECIPES[name]
