@@ -27,9 +27,9 @@ from speechssl.errors import DivergedError, SpeechsslError
 from speechssl.feature_batches import Features, States, collate
 from speechssl.files import replacing
 from speechssl.gradients import Scored, differentiate, differentiate_parts
-from speechssl.probe import HEAD, Probe, build_probe, load_probe, save_probe, seeded
+from speechssl.probe import HEAD, Probe, build_probe, load_probe, make_optimizer, save_probe, seeded
 from speechssl.result import Evaluation
-from speechssl.task import Task, TaskConfig, TaskData, TrainConfig
+from speechssl.task import Task, TaskData, TrainConfig
 from speechssl.types import LossOutput, Utterance
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Fit:
         ).to(self.device)
         self.live = train if isinstance(train, LiveFeatures) else None
         self.probe.adapted = None if self.live is None else self.live.adapted
-        self.optimizer = _optimizer(self.probe, task.config)
+        self.optimizer = make_optimizer(self.probe, task.config)
         self.progress = Progress()
         self.crops = training_crops(data.splits["train"], task.config)
 
@@ -369,26 +369,6 @@ def _silent(steps: float, note: str) -> None:
 
 def _place(states: States, device: torch.device) -> States:
     return states.to(device) if isinstance(states, Tensor) else [state.to(device) for state in states]
-
-
-def _optimizer(probe: Probe, config: TaskConfig) -> torch.optim.Optimizer | None:
-    """None where there is nothing to train; 'rate_scale' of a group multiplies the learning rate of every step."""
-    train = config.train
-    groups = [
-        {"params": [p for p in module.parameters() if p.requires_grad], "rate_scale": scale}
-        for module, scale in ((probe.featurizer, config.features.weight_rate_scale), (probe.head, 1.0))
-    ]
-    if probe.adapted is not None:
-        base = config.adapt.learning_rate / train.learning_rate
-        by_rate: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in probe.adapted.trained.items():
-            by_rate.setdefault(probe.adapted.rates[name], []).append(parameter)
-        groups += [{"params": by_rate[rate], "rate_scale": base * rate} for rate in sorted(by_rate)]
-    groups = [group for group in groups if group["params"]]
-    if train.steps == 0 or not groups:
-        return None
-    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=train.learning_rate, weight_decay=train.weight_decay)
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from speechssl.data.seeds import derive_seed
 from speechssl.errors import SpeechsslError
 from speechssl.featurizer.build import build_featurizer
 from speechssl.featurizer.interface import Interface
-from speechssl.task import Task, TaskData
+from speechssl.task import Task, TaskConfig, TaskData
 
 HEAD = "head.safetensors"
 UPSTREAM = "upstream."
@@ -93,3 +93,23 @@ def load_probe(probe: Probe, folder: Path) -> None:
         probe.load_state(load_file(path), origin=str(path))
     except (RuntimeError, OSError, SafetensorError) as error:
         raise SpeechsslError(f"The head {path} does not fit its config ({error}): run the task again.") from error
+
+
+def make_optimizer(probe: Probe, config: TaskConfig) -> torch.optim.Optimizer | None:
+    """None where there is nothing to train; 'rate_scale' of a group multiplies the learning rate of every step."""
+    train = config.train
+    groups = [
+        {"params": [p for p in module.parameters() if p.requires_grad], "rate_scale": scale}
+        for module, scale in ((probe.featurizer, config.features.weight_rate_scale), (probe.head, 1.0))
+    ]
+    if probe.adapted is not None:
+        base = config.adapt.learning_rate / train.learning_rate
+        by_rate: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in probe.adapted.trained.items():
+            by_rate.setdefault(probe.adapted.rates[name], []).append(parameter)
+        groups += [{"params": by_rate[rate], "rate_scale": base * rate} for rate in sorted(by_rate)]
+    groups = [group for group in groups if group["params"]]
+    if train.steps == 0 or not groups:
+        return None
+    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=train.learning_rate, weight_decay=train.weight_decay)

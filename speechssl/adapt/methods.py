@@ -1,6 +1,6 @@
 """Makes an upstream ready to learn with a task: what is trained, at which rate, and what stays below it.
 
-Every method leaves the upstream's numbers as they are until the first step.
+Every method leaves the upstream's numbers as they are until the first step; 'distill' those of the first blocks.
 L blocks.
 """
 
