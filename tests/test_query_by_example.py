@@ -29,10 +29,12 @@ from speechssl.data.manifests import Clip, write_corpus
 from speechssl.errors import ConfigError, ManifestError, SpeechsslError
 from speechssl.feature_store import FeatureStore
 from speechssl.inference import infer
+from speechssl.jobs import RunOptions
 from speechssl.metric.spoken_term import max_term_weighted_value
 from speechssl.metric.spoken_term_files import read_scores
-from speechssl.probe import build_probe
-from speechssl.runner import RunOptions, run
+from speechssl.probe import Probe, build_probe
+from speechssl.result import Evaluation
+from speechssl.runner import run
 from speechssl.task import FeatureConfig, TaskData, TrainConfig
 from speechssl.types import Utterance
 
@@ -92,7 +94,7 @@ def store_of(queries: dict[str, list[Tensor]], documents: list[Tensor]) -> tuple
 
 def searched(
     config: QueryByExampleConfig, queries: dict[str, list[Tensor]], documents: list[Tensor], folder: Path
-) -> tuple[list[object], object, TaskData]:
+) -> tuple[list[Evaluation], Probe, TaskData]:
     store, data = store_of(queries, documents)
     task = TASK(config)
     probe = build_probe(task, data, num_layers=store.num_layers, size=store.hidden_size, frame_rate=50.0, seed=0)
@@ -103,7 +105,10 @@ def searched(
 def test_dev_chooses_the_layer_and_the_scores_are_those_of_the_slow_reference(tmp_path: Path) -> None:
     documents = arrays(1, 30, 22, 41, 18)
     noise = arrays(2, 8, 9, 8, 10)
-    queries = {"dev": [], "test": []}  # in layer 1 they lie in their documents, in the others they are noise
+    queries: dict[str, list[Tensor]] = {
+        "dev": [],
+        "test": [],
+    }  # in layer 1 they lie in their documents, in the others they are noise
     for k, split in product(range(4), queries):
         query = noise[k].clone()
         query[1] = documents[k][1, 3 : 3 + query.size(1)]
@@ -151,18 +156,21 @@ def test_standardisation_in_pieces_is_that_of_all_frames_at_once() -> None:
     np.testing.assert_allclose(found.deviation, whole.std(1).clamp(min=1e-9), rtol=1e-4, atol=1e-9)
 
 
-def test_windows_are_the_best_cosine_of_means() -> None:
-    queries, documents = arrays(5, 6, 9, 6, 40), arrays(6, 20, 7, 33)
+@pytest.mark.parametrize("chunk", [1, 50, 1024])
+def test_windows_are_the_best_cosine_of_means(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speechssl.alignment.windows.CHUNK", chunk)
+    queries, documents = arrays(5, 6, 9, 6, 40, 1), arrays(6, 20, 7, 33, 140, 1)
     found = window_similarities(queries, documents)
-    for k, q, d in np.ndindex(3, 4, 3):
+    for k, q, d in np.ndindex(3, 5, 5):
         query, document = (x.double().numpy() for x in (queries[q][k], documents[d][k]))
         size = min(len(query), len(document))
         starts = range(len(document) - size + 1)
         cosines = [1 - cdist([query.mean(0)], [document[s : s + size].mean(0)], "cosine").item() for s in starts]
         assert float(found[k, q, d]) == pytest.approx(max(cosines), abs=1e-9)
         assert best_window(queries[q][k], documents[d][k])[0] == int(np.argmax(cosines))
-    assert window_similarities(queries, []).shape == (3, 4, 0)
+    assert window_similarities(queries, []).shape == (3, 5, 0)
     assert window_similarities([torch.zeros(1, 3, 2)], [torch.ones(1, 5, 2)]).item() == 0.0
+    assert window_similarities([torch.ones(1, 3, 2)], [torch.zeros(1, 5, 2)]).item() == 0.0
     with pytest.raises(SpeechsslError, match="empty"):
         window_similarities([], documents)
 

@@ -97,7 +97,8 @@ class SlowEcapa:
     def norm(self, name: str, x: Floats) -> Floats:
         mean, var = self.weights[f"{name}.running_mean"], self.weights[f"{name}.running_var"]
         found: Floats = (x.T - mean) / np.sqrt(var + 1e-5) * self.weights[f"{name}.weight"]
-        return (found + self.weights[f"{name}.bias"]).T
+        shifted: Floats = (found + self.weights[f"{name}.bias"]).T
+        return shifted
 
     def layer(self, name: str, x: Floats, dilation: int = 1) -> Floats:
         return self.norm(f"{name}.norm", np.maximum(self.conv(f"{name}.conv", x, dilation), 0))
@@ -128,7 +129,8 @@ class SlowEcapa:
         mean = (weights * h).sum(1)
         deviation = np.sqrt(np.maximum((weights * h**2).sum(1) - mean**2, 1e-9))
         pooled = self.norm("pool_norm", np.concatenate((mean, deviation))[:, None])[:, 0]
-        return self.norm("norm", self.linear("project", pooled)[:, None])[:, 0]
+        embedding: Floats = self.norm("norm", self.linear("project", pooled)[:, None])[:, 0]
+        return embedding
 
 
 def test_ecapa_in_a_padded_batch_is_the_slow_reference_of_each_utterance() -> None:
@@ -304,9 +306,9 @@ def test_calibration_of_degenerate_scores_is_defined() -> None:
     assert fit_calibration([0.0, 1.0], [2.0, 3.0]) == Calibration(0.0, 0.0)  # turned round: nothing is known
     assert fit_calibration([1.0, 1.0], [1.0]) == Calibration(0.0, 0.0)
     assert min_llr_cost([1.0, 1.0], [1.0]) == min_llr_cost([0.0], [1.0]) == 1.0
-    for wrong in (lambda: fit_calibration([], [1.0]), lambda: fit_calibration([math.nan], [1.0])):
+    for wrong in ([], [math.nan]):
         with pytest.raises(SpeechsslError, match="target_scores"):
-            wrong()
+            fit_calibration(wrong, [1.0])
     with pytest.raises(SpeechsslError, match="prior"):
         fit_calibration([1.0], [0.0], prior=1.0)
     with pytest.raises(SpeechsslError, match="p_target"):
@@ -336,7 +338,7 @@ def test_normalised_scores_are_those_of_the_slow_loop(top: int, centre: bool) ->
         expected = 0.0
         for side in sides:
             nearest = sorted((cosine(side, m) for m in means), reverse=True)[:top]
-            expected += 0.5 * (cosine(*sides) - np.mean(nearest)) / np.std(nearest)
+            expected += 0.5 * float((cosine(*sides) - np.mean(nearest)) / np.std(nearest))
         assert score == pytest.approx(expected, abs=1e-8)
     with pytest.raises(SpeechsslError, match="there are 1"):
         make_cohort([replace(u, labels={"speaker": "x"}) for u in others], embeddings)

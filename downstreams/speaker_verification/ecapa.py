@@ -60,7 +60,7 @@ class Ecapa(SpeakerHead):
         features, lengths = stack_frames(features, lengths, self.factor)
         inside = ~lengths_to_padding_mask(lengths, features.size(1))[:, None]  # (B, 1, T)
         total = self.first(features.transpose(1, 2), inside)  # (B, C, T)
-        outputs = []
+        outputs: list[Tensor] = []
         for block in self.blocks:
             # The sum of all outputs so far is what a block gets, and what it adds to.
             outputs.append(block(total, inside))
@@ -112,8 +112,9 @@ class _Block(nn.Module):
             done.append(layer(part if number == 0 else part + done[-1], inside))
         found = self.leave(torch.cat(done, dim=1), inside)
         mean = found.sum(dim=2) / inside.sum(dim=2)  # (B, C)
-        gate: Tensor = torch.sigmoid(self.excite(F.relu(self.squeeze(mean))))
-        return states + found * gate[:, :, None]
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(mean))))
+        scaled: Tensor = found * gate[:, :, None]
+        return states + scaled
 
 
 def frame_norm(norm: nn.BatchNorm1d, states: Tensor, inside: Tensor) -> Tensor:
