@@ -5,14 +5,14 @@ T frames, V classes.
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from speechssl.ctc.vocabulary import Pieces, Vocabulary
+from speechssl.ctc.vocabulary import Characters, Vocabulary
 from speechssl.data.seeds import derive_seed
 from speechssl.decode.beam import (
     BeamDecoder,
@@ -113,10 +113,5 @@ def save_log_probs(path: Path, heard: Mapping[str, Heard], vocabulary: Vocabular
     return path.name
 
 
-def references_of(names: Sequence[str], texts: Sequence[str]) -> dict[str, str]:
-    """Utterance -> text."""
-    return dict(zip(names, texts, strict=True))
-
-
 def _plain(vocabulary: Vocabulary, label: int) -> str:
-    return vocabulary.unit(label) if isinstance(vocabulary, Pieces) else vocabulary.unit(label).replace("|", " ")
+    return vocabulary.characters[label - 1] if isinstance(vocabulary, Characters) else vocabulary.unit(label)

@@ -33,7 +33,6 @@ from .decoding import (
     check_decoding,
     choose_weights,
     make_decoder,
-    references_of,
     resolved,
     save_log_probs,
     search,
@@ -68,8 +67,8 @@ class Asr(CtcTask):
     def state(self, data: TaskData) -> Mapping[str, Any]:
         if self.config.decode.method == "greedy":
             return super().state(data)
-        search = {"config": asdict(resolved(self.config.decode)), "weights": asdict(self._weights)}
-        return {**super().state(data), "decode": search}
+        found = {"config": asdict(resolved(self.config.decode)), "weights": asdict(self._weights)}
+        return {**super().state(data), "decode": found}
 
     @override
     def restore(self, state: Mapping[str, Any]) -> TaskData:
@@ -167,7 +166,7 @@ class Asr(CtcTask):
             dev = data.splits["dev"]
             if not self._dev:
                 raise SpeechsslError("`decode.tune` chooses on dev, so dev must be measured before test.")
-            said = references_of([u.id for u in dev], [self.text_of(u) for u in dev])
+            said = {u.id: self.text_of(u) for u in dev}
             self._weights, table = choose_weights(decoder, self._dev, said, metric=self.config.metric)
             breakdown[f"{self.config.metric} on dev by weights"] = table
         hypotheses = [search(decoder, heard[u.id].log_probs, self._weights) for u in utterances]

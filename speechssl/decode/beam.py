@@ -28,6 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from speechssl.data.corpora.base import read_lines
 from speechssl.decode.ctc import BLANK
 from speechssl.errors import ConfigError, ManifestError, SpeechsslError
 
@@ -272,17 +273,12 @@ def _lexicon_rows(config: DecodeConfig) -> Iterator[tuple[str, str, list[str]]]:
             yield f"{config.lm}", word, []
         return
     check_file(config.lexicon, "decode.lexicon")
-    with Path(config.lexicon).open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            where = f"{config.lexicon}, line {number},"
-            try:
-                fields = raw.decode("utf-8-sig" if number == 1 else "utf-8").split()
-            except UnicodeDecodeError as error:
-                raise ManifestError(f"{where} is not UTF-8 ({error.reason}): convert the file.") from error
-            if fields and fields[0] not in NO_WORDS:
-                while len(fields) > 1 and fields[-1] == SEPARATOR:
-                    fields.pop()
-                yield where, fields[0], fields[1:]
+    for where, line in read_lines(Path(config.lexicon)):
+        fields = line.split()
+        if fields[0] not in NO_WORDS:
+            while len(fields) > 1 and fields[-1] == SEPARATOR:
+                fields.pop()
+            yield where, fields[0], fields[1:]
 
 
 def _arpa_words(path: str) -> Iterator[str]:
