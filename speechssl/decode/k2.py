@@ -25,6 +25,7 @@ from speechssl.decode.k2_graph import Graph, import_k2
 from speechssl.errors import SpeechsslError
 
 logger = logging.getLogger(__name__)
+_Entry = tuple[float, float, int, Any]
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,12 @@ def nbest(lattice: Lattice, count: int, *, draws: int | None = None, scale: floa
     drawn.scores = lattice.fsa.scores * scale
     paths = k2.random_paths(drawn, use_double_scores=True, num_paths=draws or 20 * count).tolist()
     best = k2.shortest_path(lattice.fsa, use_double_scores=True)
-    outputs = _outputs(lattice.fsa)
+    words = _Outputs(lattice.fsa)
     owners: list[int] = []
     sentences: list[list[int]] = []
     for row, (a, b) in enumerate(_arc_ranges(best)):
         candidates = [best.place[a:b].tolist(), *paths[row]] if b > a else []
-        found = dict.fromkeys(tuple(w for arc in path for w in outputs[arc]) for path in candidates)
+        found = dict.fromkeys(map(words, candidates))
         owners += [row] * len(found)
         sentences += map(list, found)
     rows: list[list[Hypothesis]] = [[] for _ in paths]
@@ -199,7 +200,7 @@ def decode(
     graph: Graph,
     *,
     beams: Beams = Beams(),
-    batch_frames: int = 20_000,
+    batch_frames: int = 1_000,
 ) -> Iterator[tuple[list[str], Lattice]]:
     """Searches any number of utterances, long ones first, batch by batch.
 
@@ -225,31 +226,45 @@ class _PathReader:
     """Turns arcs of a lattice into a hypothesis."""
 
     def __init__(self, lattice: Lattice) -> None:
-        self._outputs = _outputs(lattice.fsa)
-        self._labels: list[int] = lattice.fsa.labels.tolist()
-        self._acoustic = lattice.acoustic.double()
-        self._language = (lattice.fsa.scores - lattice.acoustic).double()
+        self._words = _Outputs(lattice.fsa)
+        self._labels: Tensor = lattice.fsa.labels
+        self._scores: Tensor = lattice.fsa.scores
+        self._acoustic = lattice.acoustic
         self._names = lattice.graph.words or lattice.graph.tokens[1:]
 
     def __call__(self, arcs: Sequence[int]) -> Hypothesis | None:
         if not arcs:
             return None
         at = torch.tensor(arcs)
+        acoustic = self._acoustic[at].double().sum()
         return Hypothesis(
-            words=tuple(self._names[w - 1] for arc in arcs for w in self._outputs[arc]),
-            alignment=tuple(self._labels[arc] for arc in arcs if self._labels[arc] >= 0),
-            acoustic=float(self._acoustic[at].sum()),
-            language=float(self._language[at].sum()),
+            words=tuple(self._names[word - 1] for word in self._words(arcs)),
+            alignment=tuple(label for label in self._labels[at].tolist() if label >= 0),
+            acoustic=float(acoustic),
+            language=float(self._scores[at].double().sum() - acoustic),
         )
+
+
+class _Outputs:
+    """The words (or tokens) of arcs."""
+
+    def __init__(self, fsa: Any) -> None:
+        self._plain = isinstance(fsa.aux_labels, Tensor)
+        self.values: Tensor = fsa.aux_labels if self._plain else fsa.aux_labels.values
+        self.splits: Tensor = torch.arange(fsa.num_arcs + 1) if self._plain else fsa.aux_labels.shape.row_splits(1)
+
+    def __call__(self, arcs: Sequence[int]) -> tuple[int, ...]:
+        at = torch.tensor(arcs, dtype=torch.long)
+        spans = zip(self.splits[at].tolist(), self.splits[at + 1].tolist(), strict=True)
+        return tuple(w for a, b in spans if b > a for w in self.values[a:b].tolist() if w > 0)
 
 
 @dataclass(frozen=True)
 class _Walk:
     """Viterbi search of lattice states times histories of a language model."""
 
-    arcs: tuple[list[int], list[int], list[int], list[float]]
-    """From, to (both within their utterance), label and acoustic score of each arc."""
-    outputs: Sequence[Sequence[int]]
+    arcs: tuple[list[int], list[int], list[int], list[float], list[tuple[int, ...]]]
+    """From, to (both within their utterance), label, acoustic score and words of each arc."""
     words: Words
     grammar: NgramModel
     scale: float
@@ -257,55 +272,54 @@ class _Walk:
     @classmethod
     def over(cls, lattice: Lattice, grammar: NgramModel, scale: float) -> "_Walk":
         table = lattice.fsa.arcs.values()[:, :3].long()
-        columns = [table[:, k].tolist() for k in range(3)]
-        arcs = (columns[0], columns[1], columns[2], lattice.acoustic.double().tolist())
-        return cls(arcs, _outputs(lattice.fsa), lattice.graph.words or (), grammar, scale)
+        source, to, label = (table[:, k].tolist() for k in range(3))
+        outputs = _Outputs(lattice.fsa)
+        splits, values = outputs.splits.tolist(), outputs.values.tolist()
+        words = [tuple(w for w in values[a:b] if w > 0) if b > a else () for a, b in pairwise(splits)]
+        return cls((source, to, label, lattice.acoustic.tolist(), words), lattice.graph.words or (), grammar, scale)
 
     def __call__(self, first: int, last: int) -> tuple[list[int], float]:
         """The arcs of the best path among arcs first ... last - 1, one utterance's, and its unscaled language score."""
-        start = (self.arcs[0][first], self.grammar.start()) if last > first else (0, ())
-        # (score, unscaled language score, last arc, where that came from) of each state and history
-        best: dict[int, dict[Words, tuple[float, float, int, Any]]] = {start[0]: {start[1]: (0.0, 0.0, -1, None)}}
-        final: tuple[float, float, int, Any] | None = None
-        steps: dict[tuple[Words, tuple[int, ...]], tuple[float, Words]] = {}
-        for arc in range(first, last):  # k2 sorts the states of a lattice by time, and the arcs by state
-            source, to, label, acoustic = (column[arc] for column in self.arcs)
-            output = tuple(self.outputs[arc])
+        if first == last:
+            return [], 0.0
+        # Per state and history: score, unscaled language score, last arc and where that came from.
+        best: dict[int, dict[Words, _Entry]] = {self.arcs[0][first]: {self.grammar.start(): (0.0, 0.0, -1, None)}}
+        steps: dict[tuple[Words, tuple[int, ...], bool], tuple[float, Words]] = {}
+        final: dict[Words, _Entry] = {}
+        # k2 sorts the states of a lattice by time, and the arcs by the state that they leave.
+        for arc, source, to, label, acoustic, words in zip(
+            range(first, last), *(column[first:last] for column in self.arcs), strict=True
+        ):
+            reached = final if label == -1 else best.setdefault(to, {})
             for history, entry in best.get(source, {}).items():
-                if (history, output) not in steps:
-                    steps[history, output] = self._advance(history, output)
-                gain, after = steps[history, output]
-                if label == -1:
-                    gain += self.grammar.advance(after, END)[0]
-                score = entry[0] + acoustic + self.scale * gain
-                reached = best.setdefault(to, {})
-                if after not in reached or score > reached[after][0]:
+                gain, after = 0.0, history
+                if words or label == -1:
+                    key = (history, words, label == -1)
+                    if key not in steps:
+                        steps[key] = self._advance(*key)
+                    gain, after = steps[key]
+                score, known = entry[0] + acoustic + self.scale * gain, reached.get(after)
+                if known is None or score > known[0]:
                     reached[after] = (score, entry[1] + gain, arc, entry)
-                    if label == -1 and (final is None or score > final[0]):
-                        final = reached[after]
-        return _trace(final), 0.0 if final is None else final[1]
+        if not final:
+            return [], 0.0
+        winner = max(final.values(), key=lambda entry: entry[0])
+        return _trace(winner), winner[1]
 
-    def _advance(self, history: Words, output: Sequence[int]) -> tuple[float, Words]:
+    def _advance(self, history: Words, output: Sequence[int], ends: bool) -> tuple[float, Words]:
         total = 0.0
-        for word in output:
-            log_prob, history = self.grammar.advance(history, self.words[word - 1])
+        for word in (*(self.words[word - 1] for word in output), *([END] if ends else [])):
+            log_prob, history = self.grammar.advance(history, word)
             total += log_prob
         return total, history
 
 
-def _trace(entry: tuple[float, float, int, Any] | None) -> list[int]:
+def _trace(entry: _Entry | None) -> list[int]:
     arcs = []
     while entry is not None and entry[2] >= 0:
         arcs.append(entry[2])
         entry = entry[3]
     return arcs[::-1]
-
-
-def _outputs(fsa: Any) -> list[list[int]]:
-    """The words (or tokens) of each arc."""
-    if isinstance(fsa.aux_labels, Tensor):
-        return [[label] if label > 0 else [] for label in fsa.aux_labels.tolist()]
-    return [[label for label in labels if label > 0] for labels in fsa.aux_labels.tolist()]
 
 
 def _arc_ranges(fsas: Any) -> list[tuple[int, int]]:
