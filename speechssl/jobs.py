@@ -325,6 +325,7 @@ def _result(job: Job, task: Task, fit: Fit, fitted: Fitted) -> RunResult:
     weights = fit.probe.featurizer.weights()
     return RunResult(
         task=job.task,
+        about=task.about,
         upstream=job.card.info,
         corpus={"name": job.corpus.name, "source": job.corpus.source, "fingerprint": job.corpus.fingerprint},
         seed=job.seed,

@@ -100,11 +100,14 @@ class RunResult:
 
     trained: Mapping[str, int] = field(default_factory=dict)
     """Trained numbers of each part: 'head', 'featurizer', 'upstream'."""
+    about: str = ""
+    """What it predicts, where the task may predict anything (`probe`)."""
 
     @property
     def column(self) -> str:
-        """What tables put side by side: the task, and its head where heads are compared."""
-        return f"{self.task}, {self.head} head" if self.head else self.task
+        """What tables put side by side: the task, what it is about, and its head where heads are compared."""
+        name = f"{self.task} of {self.about}" if self.about else self.task
+        return f"{name}, {self.head} head" if self.head else name
 
     def save(self, folder: Path) -> Path:
         """Writes `result.json` into the run folder, whole or not at all."""

@@ -91,7 +91,7 @@ def run(
         data = take_share(task.prepare(opened), task.config.subset)
         for spec, loaded in specs:
             model = load(spec, device=options.device) if loaded is None else loaded
-            folder = Path(out, name, spec.folder, *variant.folders)
+            folder = Path(out, f"{name}_{task.about}" if task.about else name, spec.folder, *variant.folders)
             card = make_card(spec, model)
             jobs = [
                 Job(name, task.config, opened, card, seed, variant, folder / f"seed{seed}", options) for seed in seeds

@@ -156,6 +156,8 @@ class Task(ABC):
     metric: str
     """Primary metric, a key of every Evaluation.metrics that `evaluate` returns for dev and test alike."""
     higher_is_better: bool = False
+    about: str = ""
+    """What this one predicts, where a task may predict anything; part of the name of its results."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -73,8 +73,13 @@ def once(corpus: Corpus, config: ProbeConfig, folder: Path, options: RunOptions,
     return result
 
 
-def said(folder: Path, name: str = "hubert_tiny_random") -> list[list[str]]:
-    text = (folder / "probe" / name / "seed0" / "predictions.tsv").read_text(encoding="utf-8")
+def folder_of(out: Path) -> Path:
+    (folder,) = out.glob("probe_*/hubert_tiny_random/seed0")
+    return folder
+
+
+def said(out: Path) -> list[list[str]]:
+    text = (folder_of(out) / "predictions.tsv").read_text(encoding="utf-8")
     return [line.split("\t") for line in text.splitlines()]
 
 
@@ -86,7 +91,7 @@ def test_classes_are_told_and_files_get_the_labels_of_the_test(
     paths = {u.id: u.path for u in corpus.utterances("test")}
     rows = said(tmp_path)[1:]
     assert len(rows) == result.test.metrics["accuracy"].n == 16
-    found = infer(tmp_path / "probe/hubert_tiny_random/seed0", [paths[rows[0][0]]])
+    found = infer(folder_of(tmp_path), [paths[rows[0][0]]])
     assert found[paths[rows[0][0]]]["tongue"]["label"] == rows[0][2]
 
 
@@ -104,8 +109,9 @@ def test_numbers_are_told_and_measured_by_utterance_and_system(
     )
     assert result.test.metrics["ccc"].value > 0.4
     assert result.metric == "ccc" and result.higher_is_better
+    assert result.column == "probe of pitch" and folder_of(tmp_path).parts[-3] == "probe_pitch"
     path = corpus.utterances("test")[0].path
-    found = infer(tmp_path / "probe/hubert_tiny_random/seed0", [path])
+    found = infer(folder_of(tmp_path), [path])
     assert found[path]["pitch"] == pytest.approx(hypotheses[0], abs=0.05)
 
 
@@ -116,7 +122,7 @@ def test_segments_are_told_from_the_frames_within_them(corpus: Corpus, tmp_path:
     assert result.test.metrics["uar"].n == len(entries)
     assert [row[1] for row in said(tmp_path)[1:]] == [entry["value"] for entry in entries]
     path = corpus.utterances("test")[0].path
-    (found,) = infer(tmp_path / "probe/hubert_tiny_random/seed0", [path])[path]  # of a file nobody has cut, all of it
+    (found,) = infer(folder_of(tmp_path), [path])[path]  # of a file nobody has cut, all of it
     assert found["start"] == 0.0 and found["letter"]["label"] in "aeo"
 
 
@@ -137,6 +143,22 @@ def test_numbers_of_segments_are_regressed_with_attention(corpus: Corpus, tmp_pa
     )
     result = once(Numbered(**vars(corpus)), config, tmp_path, options)
     assert result.test.metrics["lcc"].value > 0.6 and not result.higher_is_better
+
+
+def test_five_folds_are_run_by_one_command(corpus: Corpus, tmp_path: Path, options: RunOptions) -> None:
+    train = dataclasses.replace(TRAIN, steps=4, evaluate_every=4)
+    config = dataclasses.replace(NUMBERS, train=train, group="speaker", system=None)
+    results = run(
+        "probe",
+        upstream="hubert_tiny:random",
+        corpus=corpus,
+        config=config,
+        folds=["all"],
+        out=tmp_path,
+        options=options,
+    )
+    assert [result.fold for result in results] == [1, 2, 3, 4, 5]
+    assert sum(result.test.metrics["ccc"].n for result in results) == 80
 
 
 def test_pooled_features_give_what_frames_give() -> None:

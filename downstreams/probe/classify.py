@@ -12,7 +12,7 @@ from speechssl.data.corpus import Corpus
 from speechssl.task import TaskData
 from speechssl.types import Utterance
 
-from .config import ProbeConfig
+from .config import ProbeConfig, about
 from .data import check_groups, read_everything
 from .head import StandardisedHead
 
@@ -22,6 +22,10 @@ class ClassProbe(Classification):
 
     name = "probe"
     config: ProbeConfig
+
+    def __init__(self, config: ProbeConfig) -> None:
+        super().__init__(config)
+        self.about = about(config)
 
     @override
     def prepare(self, corpus: Corpus) -> TaskData:

@@ -1,5 +1,6 @@
 """Settings of a probe; see README.md."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -84,6 +85,11 @@ class ProbeConfig(ClassificationConfig):
                 "`level=segment` takes one label, and utterances are drawn with all their segments: `fields` must hold "
                 f"one, but holds {list(self.fields)}, and `balance` must not be draws, but is {self.balance}."
             )
+
+
+def about(config: ProbeConfig) -> str:
+    """The labels, as a part of a file's name."""
+    return "_".join(re.sub(r"[^\w.-]+", "_", name) for name in config.fields)
 
 
 def lower_is_better(metric: str) -> bool:

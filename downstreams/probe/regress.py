@@ -21,7 +21,7 @@ from speechssl.result import Evaluation
 from speechssl.task import Task, TaskData
 from speechssl.types import LossOutput, Utterance
 
-from .config import ProbeConfig, lower_is_better
+from .config import ProbeConfig, about, lower_is_better
 from .data import check_groups, choose_numbered, number_of, read_everything
 from .head import StandardisedHead
 
@@ -38,6 +38,7 @@ class NumberProbe(Task):
 
     def __init__(self, config: ProbeConfig) -> None:
         super().__init__(config)
+        self.about = about(config)
         self.metric = config.metric
         self.higher_is_better = not lower_is_better(config.metric)
 

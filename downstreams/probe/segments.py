@@ -35,6 +35,7 @@ class SegmentProbe(Task):
     def __init__(self, inner: ClassProbe | NumberProbe) -> None:
         super().__init__(inner.config)
         self.inner = inner
+        self.about = inner.about
         self.metric = inner.metric
         self.higher_is_better = inner.higher_is_better
 

@@ -66,10 +66,10 @@ def reproduce_blocks(groups: Sequence[Group]) -> list[Block]:
     """For each task the command with its seeds, and the configuration that differs from the preset."""
     blocks: list[Block] = [upstream_table(groups)]
     for task, found in by_task(groups).items():
-        config = found[0].results[0].config
-        differences = config_differences(config, preset_config(task))
-        file = f"{task}.yaml"
-        text = f"{_command(task, found, file if differences else None)}\n"
+        config, name = found[0].results[0].config, found[0].results[0].task
+        differences = config_differences(config, preset_config(name))
+        file = f"{re.sub('[^a-z0-9_]+', '_', task.lower())}.yaml"
+        text = f"{_command(name, found, file if differences else None)}\n"
         if differences:
             text += f"\n# {file}: what differs from the preset\n" + "\n".join(_yaml(differences))
         blocks.append(Code(task_title(task), text.rstrip(), open=True))
