@@ -147,7 +147,7 @@ def test_numbers_of_segments_are_regressed_with_attention(corpus: Corpus, tmp_pa
 
 def test_five_folds_are_run_by_one_command(corpus: Corpus, tmp_path: Path, options: RunOptions) -> None:
     train = dataclasses.replace(TRAIN, steps=4, evaluate_every=4)
-    config = dataclasses.replace(NUMBERS, train=train, group="speaker", system=None)
+    config = dataclasses.replace(NUMBERS, train=train, system=None)
     results = run(
         "probe",
         upstream="hubert_tiny:random",
