@@ -35,7 +35,7 @@ def read_splits(corpus: Corpus, config: DiarizationConfig) -> Mapping[str, list[
     splits: dict[str, list[Utterance]] = {}
     for split in ("train", "dev", "test"):
         found = corpus.utterances(split) if made is None else made[split]
-        whole = [_with_duration(_checked(u, corpus, config)) for u in found]
+        whole = [with_duration(_checked(u, corpus, config)) for u in found]
         if split == "train":
             splits[split] = [piece for u in whole for piece in cut(u, config.chunk)]
             logger.info("diarization train: %d recordings, %d pieces", len(whole), len(splits[split]))
@@ -124,7 +124,8 @@ def _is_segment(segment: Any) -> bool:
     return all(isinstance(t, int | float) and math.isfinite(t) for t in (begin, end)) and 0 <= begin < end
 
 
-def _with_duration(utterance: Utterance) -> Utterance:
+def with_duration(utterance: Utterance) -> Utterance:
+    """The utterance with its duration, read from the file where it is not known."""
     if utterance.duration is not None:
         return utterance
     return replace(utterance, duration=audio_info(utterance.path).duration - utterance.start)

@@ -21,7 +21,7 @@ from speechssl.task import Task, TaskData
 from speechssl.types import LossOutput, Utterance
 
 from .config import DiarizationConfig
-from .data import activity_of, read_splits, segments_of
+from .data import activity_of, read_splits, segments_of, with_duration
 from .decision import Decision, choose, fill_up, measure, regions_of, to_segments
 from .head import DiarizationHead, permutation_free_loss
 
@@ -74,11 +74,7 @@ class Diarization(Task):
         own = _own(head)
         activities = own(features, lengths).float().sigmoid().cpu().numpy()
         return [
-            fill_up(
-                activity[:n],
-                duration=n / own.frame_rate if u.duration is None else u.duration,
-                frame_rate=own.frame_rate,
-            )
+            fill_up(activity[:n], duration=with_duration(u).duration or 0.0, frame_rate=own.frame_rate)
             for activity, n, u in zip(activities, lengths.tolist(), utterances, strict=True)
         ]
 
