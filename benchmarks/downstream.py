@@ -11,8 +11,8 @@ random weights in upstream and head, the same utterances in the same batches, th
 losses of the timed steps are compared.
 
 A recipe's cost is what its numbers of steps and of utterances make of the seconds measured for one: S3PRL pays for the
-upstream at every step, ours once per utterance. Reading counts on both sides, evaluating on neither. Utterances are real
-speech, cut to the length that the recipe's corpus has on average (with its deviation); labels and texts are drawn.
+upstream at every step, ours once per utterance. Reading counts on both sides, evaluating on neither. Utterances are
+real speech, cut to the length that the recipe's corpus has on average (with its deviation); labels and texts are drawn.
 """
 
 import argparse
