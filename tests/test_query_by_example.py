@@ -131,7 +131,8 @@ def test_dev_chooses_the_layer_and_the_scores_are_those_of_the_slow_reference(tm
     np.testing.assert_allclose(written.scores, expected, rtol=0, atol=6e-5)  # four decimals
     assert not written.scores[3].any()  # shorter than five frames
     assert (written.decisions == (expected > 2.0)).all()
-    assert probe.featurizer.weights().tolist() == [0.0, 1.0, 0.0]
+    weights = probe.featurizer.weights()
+    assert weights is not None and weights.tolist() == [0.0, 1.0, 0.0]
     assert probe.trained_parameters() == 0
     assert not (tmp_path / "dev").exists()
 
