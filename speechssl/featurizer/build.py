@@ -1,20 +1,16 @@
 """Makes the interface between layers and head that a config names."""
 
-from typing import TYPE_CHECKING
-
 from speechssl.errors import ConfigError
 from speechssl.featurizer.attention import LayerAttention
 from speechssl.featurizer.concat import Concat
+from speechssl.featurizer.config import FeatureConfig
 from speechssl.featurizer.hierarchical_conv import HierarchicalConv
 from speechssl.featurizer.interface import Interface
 from speechssl.featurizer.two_sums import TwoSums
 from speechssl.featurizer.weighted_sum import WeightedSum
 
-if TYPE_CHECKING:
-    from speechssl.task import FeatureConfig
 
-
-def build_featurizer(config: "FeatureConfig", num_layers: int, size: int) -> Interface:
+def build_featurizer(config: FeatureConfig, num_layers: int, size: int) -> Interface:
     """Makes the interface, initialised by torch's (seeded) generator.
 
     Args:
