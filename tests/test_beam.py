@@ -149,15 +149,17 @@ def test_a_lexicon_without_a_model_allows_its_words_alone(tmp_path: Path) -> Non
         assert (found.text, found.score) == (best, pytest.approx(math.log(sums[best]), abs=1e-4))
 
 
-def test_weights_are_those_of_the_fewest_errors(word_model: Path) -> None:
+def test_weights_are_those_of_the_fewest_errors(word_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("flashlight.lib.text.decoder.kenlm", reason=WHY)
     grid = {"lm_weights": (0.0, 1.0, 4.0), "word_scores": (-3.0, 0.0), "tune_utterances": None}
     decoder = make_decoder(VOCABULARY, DecodeConfig(method="beam", lm=str(word_model), **WIDE, **grid))
     heard = {f"u{i}": Heard("", table) for i, table in enumerate(tables(6))}
+    grid_end = {0.0, 4.0}
     wanted = {n: decoder.decode(h.log_probs, lm_weight=1.0, word_score=0.0).text or "a" for n, h in heard.items()}
     best, table = choose_weights(decoder, heard, wanted, metric="wer")
     assert len(table) == 6
     assert table[str(best)].value == min(value.value for value in table.values())
+    assert ("an end of `decode.lm_weights`" in caplog.text) == (best.lm_weight in grid_end)
     assert table[str(Weights(1.0, 0.0))].value <= table[str(Weights(4.0, -3.0))].value
 
 

@@ -5,6 +5,7 @@ T frames, V classes.
 
 import itertools
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from speechssl.files import replacing
 from speechssl.metric.transcription import character_errors, word_errors
 from speechssl.result import MetricValue
 
+logger = logging.getLogger(__name__)
 BLANK_NAME = "<blank>"
 
 
@@ -95,6 +97,10 @@ def choose_weights(
         weights = Weights(*pair)
         found[weights] = count(said, [search(decoder, heard[name].log_probs, weights) for name in names]).rate()
     best = min(found, key=lambda weights: found[weights].value)
+    for name, grid in (("lm_weights", config.lm_weights), ("word_scores", config.word_scores)):
+        chosen = getattr(best, name.removesuffix("s"))
+        if len(grid) > 2 and chosen in {min(grid), max(grid)} and len(found) >= len(grid):
+            logger.warning("asr: dev chose %g, an end of `decode.%s`: wider ones may do better", chosen, name)
     return best, {str(weights): value for weights, value in found.items()}
 
 
