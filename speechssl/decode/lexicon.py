@@ -84,7 +84,9 @@ def spell_words(words: Iterable[str], tokens: Sequence[str]) -> tuple[Lexicon, l
     Raises:
         SpeechsslError: not one word can be spelled.
     """
-    known, spelled, left_out = set(tokens[1:]), [], []
+    known = set(tokens[1:])
+    spelled: list[str] = []
+    left_out: list[str] = []
     for word in sorted(words):
         (spelled if set(word) <= known else left_out).append(word)
     if not spelled:
