@@ -187,7 +187,9 @@ def weighted_concordance(weights: Floats, references: Floats, hypotheses: Floats
     apart = ((weights * (references - hypotheses)).sum(axis=1) / total) ** 2
     bottom = x_spread + y_spread + total * apart
     top = 2.0 * (weights * x * y).sum(axis=1)
-    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=(x_spread > 0) | (y_spread > 0))
+    defined = (x_spread > 0) | (y_spread > 0)
+    found: Floats = np.divide(top, bottom, out=np.full_like(top, np.nan), where=defined)
+    return found
 
 
 def concordance(references: Floats, hypotheses: Floats) -> float:
