@@ -7,8 +7,8 @@ sequence, so its score is a maximum over alignments, not a sum.
 `python -m speechssl.decode.k2 --help` decodes saved log-probabilities; it needs nothing of this project's dependencies
 but torch, numpy, safetensors and k2 (and jiwer with `--references`), and so runs where k2's last release does.
 
-Reference: k2 1.23.4; icefall, icefall/decode.py. Lattices: Chen et al. 2020, arXiv:2005.09824 (n-best and lattice
-rescoring with exact n-gram scores, which k2's own back-off arcs only approximate, are ours).
+Reference: k2 1.23.4; icefall, icefall/decode.py. Rescoring a lattice with exact n-gram scores, which k2's own back-off
+arcs only approximate, is ours.
 """
 
 import logging

@@ -108,7 +108,7 @@ def disambiguate(lexicon: Lexicon) -> list[int]:
 
     One is needed where two words sound the same, or where a spelling is the beginning of another.
 
-    Paper: Mohri, Pereira and Riley 2002, Computer Speech & Language 16(1), sec. 3.2 (auxiliary symbols).
+    Paper: Mohri, Pereira and Riley 2002, Computer Speech & Language 16(1) (auxiliary symbols).
     """
     spellings = Counter(spelling for _, spelling in lexicon.entries)
     beginnings = {spelling[:n] for spelling in spellings for n in range(1, len(spelling))}
