@@ -447,6 +447,22 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(
     assert max(float((whole[name] - parts[name]).abs().max()) for name in whole) <= 1e-5
 
 
+def test_half_precision_begins_with_the_loss_of_full_precision(
+    tiny_corpus: Path, tmp_path: Path, options: RunOptions
+) -> None:
+    losses = {}
+    for precision in ("float32", "bf16"):
+        train = dataclasses.replace(CONFIG.train, steps=1, precision=precision)
+        adaptation = AdaptConfig(**{**SMALL, "method": "full", "cache": False})
+        (result,) = run(
+            "asr", upstream={"tiny": tiny("wavlm_tiny")}, corpus=tiny_corpus, out=tmp_path / precision, options=options,
+            config=dataclasses.replace(CONFIG, train=train, adapt=adaptation, augment=None, dropout=0.0),
+        )  # fmt: skip
+        losses[precision] = result.curves["train loss"][0][1]
+    assert losses["bf16"] != losses["float32"]
+    assert losses["bf16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
 def test_infer_applies_the_adapted_upstream(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
     upstream = tiny()
     once(tiny_corpus, tmp_path, options, upstream=upstream, method="adapters", learning_rate=1e-2)
