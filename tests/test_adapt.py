@@ -208,7 +208,7 @@ def test_blocks_that_are_passed_by_hand_on_their_input_and_no_state_is_missing()
     found = adapted("full", top_layers=2)
     config = AdaptConfig(method="full", top_layers=2, layerdrop=0.5)
     set_training(found, True)
-    dropped = set()
+    dropped: set[int] = set()
     for seed in range(8):
         generator, same = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
         skipped = draw_skipped(found, config, same)
@@ -230,7 +230,7 @@ def test_hidden_frames_are_the_embedding_and_hidden_channels_zero_in_training_al
     heard: list[Tensor] = []
     waveform, lengths = noise(2), torch.tensor([4_000, 2_500])
     for settings in (config, AdaptConfig(method="full")):
-        with torch.enable_grad(), perturbing(found, settings, torch.Generator().manual_seed(0)):
+        with torch.set_grad_enabled(True), perturbing(found, settings, torch.Generator().manual_seed(0)):
             hook = upstream.encoder.register_forward_pre_hook(lambda _, args: heard.append(args[0].detach().clone()))
             upstream(waveform, lengths, layers=[0])
             hook.remove()
@@ -260,7 +260,8 @@ def test_what_is_frozen_from_below_evaluates_and_the_rest_drops_out() -> None:
 
 def test_families_whose_input_can_not_be_hidden_say_so(tmp_path: Path) -> None:
     upstream = tiny("tera_tiny")
-    for changes, name in (({"mask_prob": 0.5}, "mask_prob"), ({"layerdrop": 0.5}, "layerdrop")):
+    for name in ("mask_prob", "layerdrop"):
+        changes: dict[str, Any] = {name: 0.5}
         with pytest.raises(ConfigError, match=rf"adapt\.{name}"):
             live_features(upstream, {}, tmp_path, **changes)
 
