@@ -26,7 +26,8 @@ def command(
         if out.is_dir():
             raise SpeechsslError(f"The output {out} is a folder: name a JSON file, such as {out / 'results.json'}.")
         out.parent.mkdir(parents=True, exist_ok=True)
-    artifacts = None if out is None else out.parent / out.stem
+    # Beside the JSON file, and never the file itself.
+    artifacts = None if out is None else out.with_suffix("") if out.suffix else out.with_name(f"{out.name}_files")
     found = infer(run_folder, files, upstream=upstream, out=artifacts, device=device)
     text = json.dumps(found, indent=1, ensure_ascii=False)
     if out is None:

@@ -11,19 +11,22 @@ def _set(words: str) -> frozenset[str]:
 
 
 ACRONYMS = _set(
-    "asr wer cer per eer dcf mcd f0 rmse mse mae ccc lcc srcc pesq stoi estoi mos auc uar abx snr ctc vc sid ks tts "
-    "rtf cpu gpu twv mtwv atwv"
+    "asr wer cer per eer der jer dcf mcd f0 rmse mse mae ccc lcc srcc pesq stoi estoi mos auc uar abx snr ctc vc sid ks tts "
+    "rtf cpu gpu twv mtwv atwv si sdr sdri"
 )
 RATES = _set(
-    "wer cer per eer der ter accuracy acc rate f1 uar precision recall error errors abx share unseen "
+    "wer cer per eer der jer ter missed confusion accuracy acc rate f1 uar precision recall error errors abx share unseen "
     "acceptance rejection"
 )
-LOWER = _set("wer cer per eer der ter dcf mindcf mcd rmse mse mae loss error errors distance distortion abx cllr cnxe")
+LOWER = _set(
+    "wer cer per eer der jer ter missed confusion dcf mindcf mcd rmse mse mae loss error errors distance distortion abx "
+    "cllr cnxe"
+)
 HIGHER = _set(
     "accuracy acc uar ccc lcc srcc ktau similarity pesq stoi estoi mos auc correlation corr f1 precision recall bleu "
-    "quality acceptance twv mtwv atwv"
+    "quality acceptance twv mtwv atwv sdr sdri"
 )
-UNITS = {"mcd": "dB", "snr": "dB", "distortion": "dB"}
+UNITS = {"mcd": "dB", "snr": "dB", "sdr": "dB", "sdri": "dB", "distortion": "dB"}
 Direction = Literal["up", "down"] | None
 
 
