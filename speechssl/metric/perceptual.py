@@ -82,5 +82,5 @@ def _load(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise SpeechsslError(
-            f"The package '{package}' is missing: install `speechssl[perceptual]`, or leave the metric out of `metrics`."
+            f"The package '{package}' is missing: install `speechssl[perceptual]`, or leave it out of `metrics`."
         ) from error

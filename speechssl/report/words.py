@@ -11,16 +11,16 @@ def _set(words: str) -> frozenset[str]:
 
 
 ACRONYMS = _set(
-    "asr wer cer per eer der jer dcf mcd f0 rmse mse mae ccc lcc srcc pesq stoi estoi mos auc uar abx snr ctc vc sid ks tts "
-    "rtf cpu gpu twv mtwv atwv si sdr sdri"
+    "asr wer cer per eer der jer dcf mcd f0 rmse mse mae ccc lcc srcc pesq stoi estoi mos auc uar abx snr ctc vc sid ks "
+    "tts rtf cpu gpu twv mtwv atwv si sdr sdri"
 )
 RATES = _set(
-    "wer cer per eer der jer ter missed confusion accuracy acc rate f1 uar precision recall error errors abx share unseen "
-    "acceptance rejection"
+    "wer cer per eer der jer ter missed confusion accuracy acc rate f1 uar precision recall error errors abx share "
+    "unseen acceptance rejection"
 )
 LOWER = _set(
-    "wer cer per eer der jer ter missed confusion dcf mindcf mcd rmse mse mae loss error errors distance distortion abx "
-    "cllr cnxe"
+    "wer cer per eer der jer ter missed confusion dcf mindcf mcd rmse mse mae loss error errors distance distortion "
+    "abx cllr cnxe"
 )
 HIGHER = _set(
     "accuracy acc uar ccc lcc srcc ktau similarity pesq stoi estoi mos auc correlation corr f1 precision recall bleu "
