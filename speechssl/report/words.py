@@ -11,8 +11,8 @@ def _set(words: str) -> frozenset[str]:
 
 
 ACRONYMS = _set(
-    "asr wer cer per eer der jer dcf mcd f0 rmse mse mae ccc lcc srcc pesq stoi estoi mos auc uar abx snr ctc vc sid ks "
-    "tts rtf cpu gpu twv mtwv atwv si sdr sdri"
+    "asr wer cer per eer der jer dcf mcd f0 rmse mse mae ccc lcc srcc pesq stoi estoi mos auc uar abx snr ctc vc sid "
+    "ks tts rtf cpu gpu twv mtwv atwv si sdr sdri"
 )
 RATES = _set(
     "wer cer per eer der jer ter missed confusion accuracy acc rate f1 uar precision recall error errors abx share "
