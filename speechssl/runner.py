@@ -80,6 +80,8 @@ def run(
         task_name, config=config, preset=preset, yaml=yaml, overrides=overrides, subset=subset
     )
     tried = parse_sweep(sweep) if isinstance(sweep, str) else sweep
+    if tried is not None and config.train.steps == 0:
+        raise ConfigError(f"`--sweep` has nothing to choose: '{name}' trains nothing with these settings.")
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     if options.skip_bad:
         opened = _without_bad_files(opened)

@@ -389,6 +389,9 @@ def test_a_sweep_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="--sweep"):
         once(tiny_corpus, tmp_path / "exp", options, sweep=sweep)
+    untrained = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, steps=0))
+    with pytest.raises(ConfigError, match="trains nothing"):
+        once(tiny_corpus, tmp_path / "exp", options, sweep="lr=1e-3", config=untrained)
 
 
 def test_a_subset_has_fewer_utterances_and_steps(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
