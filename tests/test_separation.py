@@ -368,6 +368,6 @@ def test_what_is_undefined_is_counted() -> None:
 
 def test_a_missing_package_names_the_extra(tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pesq", None)
-    with pytest.raises(SpeechsslError, match=r"speechssl\[vc\]"):
+    with pytest.raises(SpeechsslError, match=r"speechssl\[perceptual\]"):
         TASK(load_config(SMALL, overrides=["metrics=[pesq]"])).prepare(open_corpus(tiny_corpus))
     perceptual.check_installed(["si_sdr"])
