@@ -117,11 +117,8 @@ def compute_features(upstream: Upstream, task: Task, data: TaskData, options: Ru
 
     Where the upstream is adapted, only those that stay as they are.
     """
-    wanted, adaptation, cache = (
-        task.config.features,
-        task.config.adapt,
-        FeatureCache(options.cache_folder, options.cache_gb),
-    )
+    wanted, adaptation = task.config.features, task.config.adapt
+    cache = FeatureCache(options.cache_folder, options.cache_gb)
     layers = heard_layers(upstream, adaptation, wanted.layers)
     unique: dict[str, Utterance] = {}
     for split, utterances in sorted(data.splits.items(), key=lambda item: item[0] == "train"):
@@ -136,7 +133,7 @@ def compute_features(upstream: Upstream, task: Task, data: TaskData, options: Ru
     )
     if adaptation.method == "frozen":
         if wanted.pooling == "none":
-            return _within_budget(upstream, list(unique.values()), layers, options)
+            return _within_budget(cache, upstream, list(unique.values()), layers=layers, options=options)
         return compute(upstream, layers=layers, pooling=wanted.pooling)
     return Adaptable(
         upstream,
@@ -149,18 +146,22 @@ def compute_features(upstream: Upstream, task: Task, data: TaskData, options: Ru
 
 
 def _within_budget(
-    upstream: Upstream, utterances: Sequence[Utterance], layers: Sequence[int], options: RunOptions
+    cache: FeatureCache,
+    upstream: Upstream,
+    utterances: Sequence[Utterance],
+    *,
+    layers: Sequence[int],
+    options: RunOptions,
 ) -> FeatureStore:
     """The frames of all; what does not fit into the cache, the last ones, is computed whenever it is heard."""
-    kept, others, size = divide(utterances, upstream, layers, budget=1e9 * options.cache_gb)
-    cache = FeatureCache(options.cache_folder, options.cache_gb)
+    kept, others, size = divide(utterances, upstream, layers, budget=1e9 * cache.max_gb)
     store = cache.features(upstream, kept, layers=layers, precision=options.precision, skip_bad=options.skip_bad)
     if not others:
         return store
     logger.warning(
         "The frames of %d utterances take %.1f GB, and the cache has %.1f: %d of them are computed anew at each pass. "
         "Raise `--cache-gb`, or choose fewer `features.layers`.",
-        len(utterances), size / 1e9, options.cache_gb, len(others),
+        len(utterances), size / 1e9, cache.max_gb, len(others),
     )  # fmt: skip
     load_upstream = upstream.load if isinstance(upstream, CachedUpstream) else lambda: upstream
     return StreamedStore(store, load_upstream, {u.id: u for u in others}, precision=options.precision)
