@@ -147,7 +147,7 @@ def test_gradients_equal_those_of_transformers(tmp_path: Path, monkeypatch: pyte
 
 
 RECORDED = Path(__file__).with_name("fairseq2_wav2vec2.safetensors")
-"""A mask, distractors and the losses of fairseq2 0.8.1 with them; where it is missing, the test with fairseq2 writes it."""
+"""A mask, distractors and the losses of fairseq2 0.8.1 with them; the test that has fairseq2 writes a missing one."""
 
 
 def numbered(folder: Path) -> Wav2Vec2Pretraining:
