@@ -59,6 +59,8 @@ def test_both_directions_are_those_of_a_packed_lstm() -> None:
     found = ours(features, lengths)
     for row, length in enumerate(lengths.tolist()):
         torch.testing.assert_close(found[row, :length], expected[row, :length], atol=1e-6, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours(features, lengths), found)
 
 
 def test_the_head_for_other_domains_drops_frames_and_projects_after_each_layer() -> None:

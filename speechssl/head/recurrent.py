@@ -96,7 +96,7 @@ class BidirectionalLSTM(nn.Module):
     """One layer in both directions that never reads padding: as a packed LSTM, and 4.6 times faster on a CPU.
 
     Packed sequences keep torch from its fused kernels. Here each utterance is reversed within its own length, so that
-    padding only follows what counts.
+    padding only follows what counts. On a CPU it is float32, whatever autocast says: torch's bf16 kernel is slower.
     """
 
     def __init__(self, size: int, hidden_size: int) -> None:
@@ -108,6 +108,9 @@ class BidirectionalLSTM(nn.Module):
         """(B, T, D) and valid frames (B,) -> (B, T, 2 H); what lies beyond the valid frames has no meaning."""
         at = torch.arange(states.size(1), device=states.device)[None, :]  # (1, T)
         mirrored = torch.where(at < lengths[:, None], lengths[:, None] - 1 - at, at)[:, :, None]  # (B, T, 1)
-        back = self.back(states.gather(1, mirrored.expand_as(states)))[0]
-        back = back.gather(1, mirrored.expand_as(back))
-        return torch.cat((self.ahead(states)[0], back), dim=2)
+        if states.device.type == "cpu":
+            states = states.float()
+        with torch.autocast("cpu", enabled=False):
+            back = self.back(states.gather(1, mirrored.expand_as(states)))[0]
+            ahead = self.ahead(states)[0]
+        return torch.cat((ahead, back.gather(1, mirrored.expand_as(back))), dim=2)
