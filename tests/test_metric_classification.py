@@ -117,3 +117,12 @@ def test_bad_input_is_refused_with_its_place() -> None:
         all_fields_accuracy([{"a": "1"}, {"a": "2"}], [{"a": "1"}, {"b": "2"}])
     with pytest.raises(SpeechsslError, match=r"references\[0\] has no field"):
         all_fields_accuracy([{}], [{}])
+
+
+def test_recalls_are_resampled_by_groups() -> None:
+    references, hypotheses = ["a"] * 40 + ["b"] * 2, ["a"] * 20 + ["b"] * 22
+    units = [0] * 20 + [1] * 20 + [0, 1]  # one group has all of 'a' right, the other none
+    of_items, of_groups = (recalls_by_class(references, hypotheses, groups=g)["a"] for g in (None, units))
+    assert of_items.value == of_groups.value == 0.5
+    assert (of_groups.low, of_groups.high) == (0.0, 1.0)
+    assert of_items.low is not None and of_items.low > 0.3

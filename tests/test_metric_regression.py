@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
+from sklearn.metrics import r2_score
 
 from speechssl.errors import SpeechsslError
 from speechssl.metric.regression import (
@@ -17,6 +18,7 @@ from speechssl.metric.regression import (
     regression_metrics,
     system_means,
     weighted_concordance,
+    weighted_determination,
     weighted_kendall,
     weighted_pearson,
     weighted_spearman,
@@ -36,13 +38,21 @@ def lin(references: Floats, hypotheses: Floats) -> SimpleNamespace:
     return SimpleNamespace(statistic=2 * covariance / bottom if variances > 1e-15 else float("nan"))
 
 
+def explained(references: Floats, hypotheses: Floats) -> SimpleNamespace:
+    spread = np.ptp(references) if len(references) else 0.0
+    return SimpleNamespace(statistic=r2_score(references, hypotheses) if spread else float("nan"))
+
+
 PLAIN: dict[str, Callable[[Floats, Floats], Any]] = {
+    "r2": explained,
     "ccc": lin,
     "lcc": stats.pearsonr,
     "srcc": stats.spearmanr,
     "ktau": stats.kendalltau,
 }
+ORDERS = ("lcc", "srcc", "ktau")
 WEIGHTED = {
+    "r2": weighted_determination,
     "ccc": weighted_concordance,
     "lcc": weighted_pearson,
     "srcc": weighted_spearman,
@@ -133,7 +143,7 @@ def test_perfect_and_reversed_scores_have_the_extreme_correlations() -> None:
     references = np.array([1.0, 2.0, 4.0, 4.5])
     for sign in (1, -1):
         found = regression_metrics(references, sign * references)
-        assert [found[n].value for n in PLAIN if n != "ccc"] == pytest.approx([sign] * 3, abs=1e-12)
+        assert [found[n].value for n in ORDERS] == pytest.approx([sign] * 3, abs=1e-12)
     assert regression_metrics(references, references)["ccc"].value == 1.0
     assert regression_metrics(references, references + 1.0)["lcc"].value == pytest.approx(1.0, abs=1e-12)
     assert regression_metrics(references, references + 1.0)["ccc"].value < 0.9
@@ -142,7 +152,8 @@ def test_perfect_and_reversed_scores_have_the_extreme_correlations() -> None:
 
 def test_a_constant_hypothesis_has_no_correlation() -> None:
     found = regression_metrics([1.0, 2.0, 3.0], [2.0, 2.0, 2.0], systems=["a", "b", "b"])
-    assert [(found[n].value, found[n].low, found[n].high) for n in PLAIN] == [(0.0, None, None)] * 4
+    assert [(found[n].value, found[n].low, found[n].high) for n in PLAIN if n != "r2"] == [(0.0, None, None)] * 4
+    assert found["r2"].value == 0.0
     assert found["system lcc"].value == 0.0
     assert found["mse"].value == pytest.approx(2 / 3, abs=1e-12)
 
@@ -160,8 +171,8 @@ def test_bad_input_is_refused_with_its_place() -> None:
         regression_metrics([1.0, 2.0], [1.0, 2.0], systems=["a", "a"])
     with pytest.raises(SpeechsslError, match=r"references of all 2 utterances are 3\.0"):
         regression_metrics([3.0, 3.0], [1.0, 2.0])
-    with pytest.raises(SpeechsslError, match=r"some of mse, rmse, .*, but holds 'r2'"):
-        regression_metrics([1.0, 2.0], [1.0, 2.0], measures=["r2"])
+    with pytest.raises(SpeechsslError, match=r"some of mse, rmse, .*, but holds 'bias'"):
+        regression_metrics([1.0, 2.0], [1.0, 2.0], measures=["bias"])
     with pytest.raises(SpeechsslError, match="`systems` must have one entry per utterance, but have 1 for 2"):
         regression_metrics([1.0, 2.0], [1.0, 2.0], systems=["a"])
 

@@ -38,7 +38,7 @@ from speechssl.metric.interval import bootstrap_interval, mean_interval
 from speechssl.result import MetricValue
 
 Classes = Sequence[str] | Sequence[int]
-"""One class per utterance."""
+"""One class, or one group, per utterance."""
 Indices = NDArray[np.intp]
 
 
@@ -64,9 +64,7 @@ def confusion_counts(references: Classes, hypotheses: Classes) -> ConfusionCount
     return ConfusionCounts(classes, counts)
 
 
-def accuracy(
-    references: Classes, hypotheses: Classes, *, groups: Sequence[str] | None = None, seed: int = 0
-) -> MetricValue:
+def accuracy(references: Classes, hypotheses: Classes, *, groups: Classes | None = None, seed: int = 0) -> MetricValue:
     """The share of utterances whose class is right.
 
     Args:
@@ -82,15 +80,17 @@ def accuracy(
     return _share(wanted == given, groups, seed)
 
 
-def recalls_by_class(references: Classes, hypotheses: Classes, *, seed: int = 0) -> dict[str, MetricValue]:
-    """The recall of each class of the references, with the number of its utterances; raises as `confusion_counts`."""
+def recalls_by_class(
+    references: Classes, hypotheses: Classes, *, groups: Classes | None = None, seed: int = 0
+) -> dict[str, MetricValue]:
+    """The recall of each class of the references, with the number of its utterances; as `accuracy`."""
     classes, wanted, given = _encode(references, hypotheses)
-    right = wanted == given
-    return {str(classes[k]): _share(right[wanted == k], None, seed) for k in np.unique(wanted)}
+    right, units = wanted == given, _units(groups, wanted.size)
+    return {str(classes[k]): _share(right[wanted == k], units[wanted == k].tolist(), seed) for k in np.unique(wanted)}
 
 
 def unweighted_average_recall(
-    references: Classes, hypotheses: Classes, *, groups: Sequence[str] | None = None, seed: int = 0
+    references: Classes, hypotheses: Classes, *, groups: Classes | None = None, seed: int = 0
 ) -> MetricValue:
     """The mean recall of the classes that occur in the references; arguments and errors as `accuracy`.
 
@@ -102,9 +102,7 @@ def unweighted_average_recall(
     return _mean_over_classes(_tally(units, wanted, len(classes), keep=wanted == given), total, wanted.size, seed)
 
 
-def macro_f1(
-    references: Classes, hypotheses: Classes, *, groups: Sequence[str] | None = None, seed: int = 0
-) -> MetricValue:
+def macro_f1(references: Classes, hypotheses: Classes, *, groups: Classes | None = None, seed: int = 0) -> MetricValue:
     """The mean F1 of the classes that occur in the references or the hypotheses; arguments and errors as `accuracy`.
 
     The F1 of a class is 2 hits / (its references + its hypotheses). Replicates of the interval take the mean over the
@@ -122,7 +120,7 @@ def all_fields_accuracy(
     references: Sequence[Mapping[str, str]],
     hypotheses: Sequence[Mapping[str, str]],
     *,
-    groups: Sequence[str] | None = None,
+    groups: Classes | None = None,
     seed: int = 0,
 ) -> MetricValue:
     """The share of utterances in which every field is right.
@@ -147,7 +145,7 @@ def accuracy_by_field(
     references: Sequence[Mapping[str, str]],
     hypotheses: Sequence[Mapping[str, str]],
     *,
-    groups: Sequence[str] | None = None,
+    groups: Classes | None = None,
     seed: int = 0,
 ) -> dict[str, MetricValue]:
     """The share of utterances in which a field is right, for each field; as `all_fields_accuracy`."""
@@ -161,7 +159,7 @@ def _right_field(
     return np.array([r[field] == h[field] for r, h in zip(references, hypotheses, strict=True)], dtype=np.bool_)
 
 
-def _share(right: NDArray[np.bool_], groups: Sequence[str] | None, seed: int) -> MetricValue:
+def _share(right: NDArray[np.bool_], groups: Classes | None, seed: int) -> MetricValue:
     units = _units(groups, right.size)
     low, high = mean_interval(right, groups=units, seed=seed)
     return MetricValue(float(right.mean()), int(right.size), "utterances", low, high)
@@ -215,7 +213,7 @@ def _fields(references: Sequence[Mapping[str, str]], hypotheses: Sequence[Mappin
     return fields
 
 
-def _units(groups: Sequence[str] | None, size: int) -> Indices:
+def _units(groups: Classes | None, size: int) -> Indices:
     """Numbers what is resampled, (N,)."""
     if groups is None:
         return np.arange(size)

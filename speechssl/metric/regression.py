@@ -11,6 +11,8 @@ counts once, however many utterances it has.
 Metrics
 -------
 * 'mse': mean squared error; 'rmse': its root, whose interval is the root of that of 'mse'; 'mae': mean absolute error.
+* 'r2': the share of the references' variance that is explained: 1 - squared errors / squared distances from their mean,
+  so 0 for the mean of the references, and below 0 for what is worse.
 * 'ccc': concordance: 2 cov / (var + var + squared difference of the means), which a wrong scale or offset lowers (Lin
   1989, "A concordance correlation coefficient to evaluate reproducibility", eq. 3; deviations over N).
 * 'lcc': linear correlation (Pearson).
@@ -18,11 +20,12 @@ Metrics
 * 'ktau': Kendall's tau-b: concordant less discordant pairs, over the geometric mean of the pairs that are not tied on
   the one side and on the other.
 
-A hypothesis that is the same for all has no order, and so a correlation of 0 without an interval; references that are
+A hypothesis that is the same for all has no order, and so correlations of 0 without an interval; references that are
 all the same are refused.
 
 Both levels, and 'mse', 'lcc', 'srcc' and 'ktau', are those of Huang et al. 2022 (VoiceMOS challenge), arXiv:2203.11389;
-definitions as `scipy.stats.{pearsonr,spearmanr,kendalltau}`.
+definitions as `scipy.stats.{pearsonr,spearmanr,kendalltau}`;
+'r2' as `sklearn.metrics.r2_score`.
 
 Intervals are 95 % bootstrap intervals over utterances (or over `groups` such as listeners or speakers), and over
 systems. A replicate is a weighting of the pairs, so that all replicates are computed at once.
@@ -41,7 +44,7 @@ from speechssl.result import MetricValue
 
 ERRORS = ("mse", "rmse", "mae")
 CORRELATIONS = ("ccc", "lcc", "srcc", "ktau")
-MEASURES = ERRORS + CORRELATIONS
+MEASURES = (*ERRORS, "r2", *CORRELATIONS)
 LEAST = 2  # pairs that a correlation needs
 BLOCK = 1024  # columns of the table of pairs held at once by Kendall's tau
 ROUNDING = 1e-24  # share of the squares that is left of equal values when their mean is taken off
@@ -110,6 +113,10 @@ def _measure(  # noqa: PLR0917  private, and called from one function
             f"The references of all {wanted.size} {kind} are {wanted[0]}, so nothing correlates with them."
         )
     found = {name: _error(name, wanted - given, units, kind, seed) for name in ERRORS if name in measures}
+    if "r2" in measures:
+        low, high = _interval(weighted_determination, wanted, given, units, seed)
+        value = float(weighted_determination(np.ones((1, wanted.size)), wanted, given)[0])
+        found["r2"] = MetricValue(value, wanted.size, kind, low, high)
     for name in CORRELATIONS:
         if name not in measures:
             continue
@@ -138,6 +145,13 @@ def _interval(
         return np.concatenate(parts)
 
     return bootstrap_interval(statistic, int(units.max()) + 1, seed=seed)
+
+
+def weighted_determination(weights: Floats, references: Floats, hypotheses: Floats) -> Floats:
+    """Explained shares of the variance of pairs that count (R, N) `weights` times; (R,), NaN where there is none."""
+    spread = _centre(weights, references)[1]
+    errors = (weights * np.square(references - hypotheses)).sum(axis=1)
+    return 1.0 - np.divide(errors, spread, out=np.full_like(spread, np.nan), where=spread > 0)
 
 
 def weighted_pearson(weights: Floats, references: Floats, hypotheses: Floats) -> Floats:

@@ -11,7 +11,7 @@ def _set(words: str) -> frozenset[str]:
 
 
 ACRONYMS = _set(
-    "asr wer cer per eer der jer dcf mcd f0 rmse mse mae ccc lcc srcc pesq stoi estoi mos auc uar abx snr ctc vc sid "
+    "asr wer cer per eer der jer dcf mcd f0 rmse mse mae r2 ccc lcc srcc pesq stoi estoi mos auc uar abx snr ctc vc sid "
     "ks tts rtf cpu gpu twv mtwv atwv si sdr sdri"
 )
 RATES = _set(
@@ -23,7 +23,7 @@ LOWER = _set(
     "abx cllr cnxe"
 )
 HIGHER = _set(
-    "accuracy acc uar ccc lcc srcc ktau similarity pesq stoi estoi mos auc correlation corr f1 precision recall bleu "
+    "accuracy acc uar r2 ccc lcc srcc ktau similarity pesq stoi estoi mos auc correlation corr f1 precision recall bleu "
     "quality acceptance twv mtwv atwv sdr sdri"
 )
 UNITS = {"mcd": "dB", "snr": "dB", "sdr": "dB", "sdri": "dB", "distortion": "dB"}
