@@ -11,8 +11,8 @@ def _set(words: str) -> frozenset[str]:
 
 
 ACRONYMS = _set(
-    "asr wer cer per eer der jer dcf mcd f0 rmse mse mae r2 ccc lcc srcc pesq stoi estoi mos auc uar abx snr ctc vc sid "
-    "ks tts rtf cpu gpu twv mtwv atwv si sdr sdri"
+    "asr wer cer per eer der jer dcf mcd f0 rmse mse mae ccc lcc srcc pesq stoi estoi mos auc uar abx snr ctc vc sid "
+    "ks tts rtf cpu gpu twv mtwv atwv si sdr sdri r2"
 )
 RATES = _set(
     "wer cer per eer der jer ter missed confusion accuracy acc rate f1 uar precision recall error errors abx share "
@@ -23,8 +23,8 @@ LOWER = _set(
     "abx cllr cnxe"
 )
 HIGHER = _set(
-    "accuracy acc uar r2 ccc lcc srcc ktau similarity pesq stoi estoi mos auc correlation corr f1 precision recall bleu "
-    "quality acceptance twv mtwv atwv sdr sdri"
+    "accuracy acc uar ccc lcc srcc ktau similarity pesq stoi estoi mos auc correlation corr f1 precision recall bleu "
+    "quality acceptance twv mtwv atwv sdr sdri r2"
 )
 UNITS = {"mcd": "dB", "snr": "dB", "sdr": "dB", "sdri": "dB", "distortion": "dB"}
 Direction = Literal["up", "down"] | None
