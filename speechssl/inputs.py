@@ -14,6 +14,7 @@ from pathlib import Path
 from speechssl.audio import SUFFIXES
 from speechssl.data.corpus import locate, open_corpus, read_manifest
 from speechssl.errors import AudioError, ManifestError
+from speechssl.text_files import read_lines
 from speechssl.types import Utterance
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def read_list(path: Path) -> list[Utterance]:
         ManifestError: missing, empty, not text, or a line that is neither.
     """
     found: list[Utterance] = []
-    for where, line in _lines(path):
+    for where, line in read_lines(path):
         name, tab, source = line.rpartition("\t")
         if "\t" in name or (tab and not name.strip()):
             raise ManifestError(f"{where} must be a path, or an id, one tab and a path, but is '{line}': mend it.")
@@ -111,7 +112,7 @@ def read_kaldi(path: Path) -> list[Utterance]:
         ManifestError: missing, empty, a line that doesn't fit, or a command in place of a path, which is never run.
     """
     sources: dict[str, Path] = {}
-    for where, line in _lines(path):
+    for where, line in read_lines(path):
         recording, source = _two(line, where, "an id and a path")
         if recording in sources:
             raise ManifestError(f"{where} has the id '{recording}' for the second time: ids must be unique.")
@@ -130,7 +131,7 @@ def read_kaldi(path: Path) -> list[Utterance]:
 def _segments(path: Path, sources: dict[str, Path]) -> Iterator[Utterance]:
     """'utterance recording start end' per line, in seconds; an end of -1 is that of the recording."""
     used: set[str] = set()
-    for where, line in _lines(path):
+    for where, line in read_lines(path):
         parts = line.split()
         try:
             name, recording, start, end = parts[0], parts[1], float(parts[2]), float(parts[3])
@@ -152,7 +153,7 @@ def _table(path: Path) -> dict[str, str]:
     """'key value' per line; a key alone has an empty value, as an utterance without words does in Kaldi's `text`."""
     if not path.is_file():
         return {}
-    pairs = (line.split(maxsplit=1) for _, line in _lines(path))
+    pairs = (line.strip().split(maxsplit=1) for _, line in read_lines(path))
     return {pair[0]: pair[1] if len(pair) > 1 else "" for pair in pairs}
 
 
@@ -169,24 +170,7 @@ def _audio_path(source: str, base: Path, where: str) -> Path:
 
 
 def _two(line: str, where: str, what: str) -> tuple[str, str]:
-    parts = line.split(maxsplit=1)
+    parts = line.strip().split(maxsplit=1)
     if len(parts) != 2:
         raise ManifestError(f"{where} must be {what}, but is '{line}': mend it.")
     return parts[0], parts[1]
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yields ('<path>, line <n>', line) for each line that is not blank."""
-    if not path.exists():
-        raise ManifestError(f"The list {path} does not exist: check the path.")
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            where = f"{path}, line {number},"
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip(" \r\n")
-            except UnicodeDecodeError:
-                raise ManifestError(f"{where} is not UTF-8 text: name a list of paths, or an audio file.") from None
-            if "\0" in line:
-                raise ManifestError(f"{where} is not text: name a list of paths, or an audio file.")
-            if line.strip():
-                yield where, line

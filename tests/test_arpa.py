@@ -6,8 +6,8 @@ import pytest
 from k2_reference import Ngrams
 
 from speechssl.decode.arpa import read_arpa
-from speechssl.decode.lexicon import disambiguate, read_lexicon, read_tokens, spell_words
-from speechssl.errors import ManifestError, SpeechsslError
+from speechssl.decode.lexicon import disambiguate, make_lexicon, read_lexicon, read_tokens
+from speechssl.errors import ManifestError
 
 TOKENS = ("<blank>", " ", "a", "b")
 
@@ -98,10 +98,20 @@ def test_a_word_that_the_tokens_cannot_spell_is_named_with_its_line(tmp_path):
 
 
 def test_words_are_spelled_by_characters_and_the_others_are_counted():
-    lexicon, left_out = spell_words({"ab", "ba", "é"}, TOKENS)
+    lexicon, left_out = make_lexicon([("lm", word, ()) for word in ("ab", "ba", "é")], TOKENS, origin="lm")
     assert (lexicon.words, left_out) == (("ab", "ba"), ["é"])
-    with pytest.raises(SpeechsslError, match="None of 1 words"):
-        spell_words({"é"}, TOKENS)
+    with pytest.raises(ManifestError, match="None of 1 words of lm, such as 'é'"):
+        make_lexicon([("lm", "é", ())], TOKENS, origin="lm")
+
+
+def test_lexicons_of_other_programs_mean_the_same(tmp_path, caplog):
+    lines = ";;; a comment\nab a b |\n\nba\nquay\nqueen\n"
+    path = write(tmp_path / "words.txt", lines.replace("\n", "\r"), encoding="utf-8-sig")
+    lexicon = read_lexicon(path, TOKENS)
+    assert (lexicon.words, lexicon.entries) == (("ab", "ba"), ((0, (2, 3)), (1, (3, 2))))
+    assert "words.txt, line 5, has 'quay', the first of 2 words" in caplog.text
+    spelled = read_lexicon(path, TOKENS, spell=lambda word: [1, 2] if word.startswith("q") else [])
+    assert (spelled.words, spelled.entries) == (("ab", "quay", "queen"), ((0, (2, 3)), (1, (1, 2)), (2, (1, 2))))
 
 
 def test_spellings_are_told_apart(tmp_path):

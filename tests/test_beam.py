@@ -168,7 +168,8 @@ def test_weights_are_those_of_the_fewest_errors(word_model: Path, caplog: pytest
     [
         ("lexicon", b"ab a x |\n", r"line 1, spells 'ab' with 'x'"),
         ("lexicon", b"a\n\xff\n", r"line 2, is not UTF-8"),
-        ("lexicon", b"AB\nBA\n", "same case"),
+        ("lexicon", b"AB\nBA\n", "None of 2 words of .*'AB'.* in the case of its training texts"),
+        ("lexicon", b"a\n<unk> a b\n", "spells '<unk>', which stands for all words that it lacks"),
         ("lexicon", None, "does not exist"),
         ("lm", None, "does not exist"),
         ("lm", b"mmap lm http://kheafield.com/code format version 5\n\0", "no ARPA file.*decode.lexicon"),
@@ -191,9 +192,10 @@ def test_words_of_a_packed_model_are_spelled_and_those_that_cannot_be_are_counte
     packed = tmp_path / "packed.arpa.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     tokens = beam.Tokens(("", "|", "a", "b"), lambda word: [] if "x" in word else VOCABULARY.encode(word), str)
-    found = dict(read_spellings(tokens, DecodeConfig(method="beam", lm=str(packed))))
-    assert found == {"a": [2], "ab": [2, 3], "ba": [3, 2], "bb": [3, 3]}
-    assert "1 words, such as 'axa'" in caplog.text
+    found = read_spellings(tokens, DecodeConfig(method="beam", lm=str(packed)))
+    spelled = {found.words[place]: labels for place, labels in found.entries}
+    assert spelled == {"a": (2,), "ab": (2, 3), "ba": (3, 2), "bb": (3, 3)}
+    assert f"1 words of {packed}, such as 'axa'" in caplog.text
 
 
 def test_settings_that_would_do_nothing_are_refused() -> None:

@@ -329,9 +329,9 @@ def test_bad_uem_bad_names_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"bad.uem, line 1 must have 4 fields, but has 3"):
         read_uem(path)
     path.write_bytes(b"a 1 0 10\n\xff 1 0 1\n")
-    with pytest.raises(ManifestError, match=r"bad.uem, line 2 must be UTF-8"):
+    with pytest.raises(ManifestError, match=r"bad.uem, line 2, is not UTF-8"):
         read_uem(path)
-    with pytest.raises(ManifestError, match=r"absent\.rttm can't be read"):
+    with pytest.raises(ManifestError, match=r"absent\.rttm does not exist"):
         read_rttm(tmp_path / "absent.rttm")
     with pytest.raises(ManifestError, match="must be one word, but is 'two words'"):
         write_rttm(tmp_path / "s.rttm", [Segment("two words", 0, 1, "A")])

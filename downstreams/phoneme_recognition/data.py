@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from speechssl.ctc.data import where_is
-from speechssl.data.corpora.base import read_lines
 from speechssl.data.corpus import Corpus
 from speechssl.data.espeak import open_espeak
+from speechssl.decode.lexicon import read_rows
 from speechssl.errors import ConfigError, ManifestError, SpeechsslError
 from speechssl.types import Utterance
 
 logger = logging.getLogger(__name__)
-COMMENT = ";;;"  # of the CMU pronouncing dictionary
 NAMED = 5  # unknown words that a message names
 
 
@@ -69,10 +68,7 @@ def read_lexicon(paths: Sequence[str], *, inventory: Collection[str] | None) -> 
     words: dict[str, str] = {}
     folded: dict[str, str] = {}
     for path in paths:
-        for where, line in read_lines(Path(path)):
-            if line.startswith(COMMENT):
-                continue
-            word, *phones = line.split()
+        for where, word, phones in read_rows(Path(path)):
             if not phones:
                 raise ManifestError(f"{where} has the word '{word}' without phonemes: add them, or drop the line.")
             strange = [phone for phone in phones if inventory is not None and phone not in inventory]

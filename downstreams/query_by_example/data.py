@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from speechssl.data.corpora.base import read_lines
 from speechssl.data.corpus import Corpus
 from speechssl.errors import ManifestError
+from speechssl.text_files import read_lines
 from speechssl.types import Utterance
 
 from .config import QueryByExampleConfig

@@ -15,9 +15,9 @@ from itertools import combinations
 import torch
 
 from speechssl.data.batching import derive_seed, make_generator
-from speechssl.data.corpora.base import read_lines
 from speechssl.data.corpus import Corpus
 from speechssl.errors import ManifestError
+from speechssl.text_files import read_lines
 from speechssl.types import Utterance
 
 from .config import SpeakerVerificationConfig

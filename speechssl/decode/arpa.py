@@ -10,11 +10,12 @@ Needs nothing but Python, since it also runs in the environment of k2.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechssl.errors import ManifestError, SpeechsslError
+from speechssl.text_files import read_lines
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
 UNKNOWN_SPELLINGS = ("<unk>", "<UNK>")
@@ -110,7 +111,7 @@ class NgramModel:
 
 
 def read_arpa(path: Path) -> NgramModel:
-    """Reads a model; a byte-order mark and any line ends will do.
+    """Reads a model, also one that is packed with gzip.
 
     Raises:
         ManifestError: the file is missing or malformed, lacks the end of a sentence, or has not as many n-grams as it
@@ -119,8 +120,7 @@ def read_arpa(path: Path) -> NgramModel:
     ngrams: dict[Words, tuple[float, float]] = {}
     announced: dict[int, int] = {}
     order = 0
-    for number, line in read_lines(path):
-        where = f"{path}, line {number},"
+    for where, line in read_lines(path):
         if line.startswith("\\"):
             order = _section(line, where, order)
         elif order == 0 and line.startswith("ngram "):
@@ -133,24 +133,6 @@ def read_arpa(path: Path) -> NgramModel:
     _check(path, ngrams, announced, order)
     histories = {gram[:-1] for gram in ngrams} | ({(START,)} & set(ngrams) if max(announced) > 1 else set())
     return NgramModel(max(announced), ngrams, frozenset(histories - {()}))
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields number and text of each line that isn't blank; takes a byte-order mark and any line ends.
-
-    Raises:
-        ManifestError: the file is missing or not UTF-8.
-    """
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise ManifestError(f"{path} can't be read ({error.strerror}): give the path of an existing file.") from error
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path} is not UTF-8 text: convert it, or give another file.") from error
 
 
 def _section(line: str, where: str, order: int) -> int:

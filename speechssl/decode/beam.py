@@ -16,10 +16,9 @@ Reference: flashlight-text 0.0.7, `LexiconDecoder` and `LexiconFreeDecoder`; S3P
 Paper: Collobert et al. 2016, sec. 2.4, arXiv:1609.03193.
 """
 
-import gzip
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -28,13 +27,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from speechssl.data.corpora.base import read_lines
+from speechssl.decode.arpa import END, START, UNKNOWN, UNKNOWN_SPELLINGS
 from speechssl.decode.ctc import BLANK
+from speechssl.decode.lexicon import SEPARATOR, Lexicon, Row, Spell, make_lexicon, read_lexicon
 from speechssl.errors import ConfigError, ManifestError, SpeechsslError
+from speechssl.text_files import read_lines
 
 logger = logging.getLogger(__name__)
-SEPARATOR = "|"
-NO_WORDS = ("<s>", "</s>", "<unk>", "<UNK>")
+NO_WORDS = (START, END, *UNKNOWN_SPELLINGS)
 NEVER = -1e9  # a log-probability; flashlight compares and adds, and infinities would make NaN
 
 
@@ -91,8 +91,7 @@ class Tokens:
 
     names: tuple[str, ...]
     """As language models of tokens write them; the first is the blank."""
-    spell: Callable[[str], list[int]]
-    """The classes of a word, from 1 on; [] where it can't be spelled."""
+    spell: Spell
     write: Callable[[Sequence[int]], str]
     """The text of classes other than the blank."""
 
@@ -125,10 +124,10 @@ class BeamDecoder:
         self._words: list[str] = []
         self._separator = tokens.separator if config.of_words else None
         if config.of_words:
-            spellings = read_spellings(tokens, config)
-            self._words = list(dict.fromkeys(word for word, _ in spellings))
-            self._lm = self._language_model([*self._words, "<unk>"])
-            self._trie = self._make_trie(spellings)
+            lexicon = read_spellings(tokens, config)
+            self._words = list(lexicon.words)
+            self._lm = self._language_model([*self._words, UNKNOWN])
+            self._trie = self._make_trie(lexicon)
         else:
             self._lm = self._language_model(tokens.names)
 
@@ -194,16 +193,15 @@ class BeamDecoder:
             reason = " ".join(str(error).split("\n", 1)[-1].split())
             raise ConfigError(f"`decode.lm`, {path}, is no ARPA file or KenLM binary ({reason}).") from error
 
-    def _make_trie(self, spellings: Sequence[tuple[str, list[int]]]) -> Any:
+    def _make_trie(self, lexicon: Lexicon) -> Any:
         """Spellings with the best score of a word behind each beginning, so that pruning sees the language model."""
         between = BLANK if self._separator is None else self._separator
         trie = self._flashlight.Trie(len(self.tokens.names), between)
-        places = {word: place for place, word in enumerate(self._words)}
         start = self._lm.start(False)
-        for word, spelling in spellings:
-            _, score = self._lm.score(start, places[word])
-            ending = [] if self._separator is None else [self._separator]
-            trie.insert([*spelling, *ending], places[word], score)
+        ending = [] if self._separator is None else [self._separator]
+        for place, spelling in lexicon.entries:
+            _, score = self._lm.score(start, place)
+            trie.insert([*spelling, *ending], place, score)
         trie.smear(self._flashlight.SmearingMode.MAX)
         return trie
 
@@ -229,78 +227,45 @@ def check_file(path: str, key: str) -> None:
         raise ConfigError(f"`{key}` names {path}, which does not exist: check the path.")
 
 
-def read_spellings(tokens: Tokens, config: DecodeConfig) -> list[tuple[str, list[int]]]:
-    """Words with their classes, without the one between words; a word may have several spellings.
+def read_spellings(tokens: Tokens, config: DecodeConfig) -> Lexicon:
+    """The words that are searched: those of the lexicon, or else of the language model, which the recogniser spells.
 
     Raises:
         ConfigError: a file that is missing, or a binary model without a lexicon.
         ManifestError: a spelling with an unknown token, with its line; no word that can be spelled.
     """
-    rows = _lexicon_rows(config)
-    found: dict[tuple[str, tuple[int, ...]], None] = {}
-    unspelled: list[str] = []
-    classes = {name: place for place, name in enumerate(tokens.names) if place != BLANK}
-    for where, word, spelling in rows:
-        if not spelling:
-            labels = tokens.spell(word)
-            if not labels:
-                unspelled.append(word)
-                continue
-        else:
-            strange = [name for name in spelling if name not in classes]
-            if strange:
-                raise ManifestError(
-                    f"{where} spells '{word}' with '{strange[0]}', which is no token of the recogniser: mend the line, "
-                    "or leave the spelling out."
-                )
-            labels = [classes[name] for name in spelling]
-        found[word, tuple(labels)] = None
-    if unspelled:
-        message = "%d words, such as '%s', have characters that training lacks, and can't be found"
-        logger.warning(message, len(unspelled), unspelled[0])
-    if not found:
-        raise ManifestError(
-            f"None of {len(unspelled)} words of {config.lexicon or config.lm} can be spelled by the recogniser: are "
-            "they in the same case as the training texts?"
-        )
-    return [(word, list(labels)) for word, labels in found]
-
-
-def _lexicon_rows(config: DecodeConfig) -> Iterator[tuple[str, str, list[str]]]:
-    """Where a word stands, the word, and its spelling without the token between words, if it has one."""
-    if config.lexicon is None:
-        for word in _arpa_words(config.lm or ""):
-            yield f"{config.lm}", word, []
-        return
-    check_file(config.lexicon, "decode.lexicon")
-    for where, line in read_lines(Path(config.lexicon)):
-        fields = line.split()
-        if fields[0] not in NO_WORDS:
-            while len(fields) > 1 and fields[-1] == SEPARATOR:
-                fields.pop()
-            yield where, fields[0], fields[1:]
+    if config.lexicon is not None:
+        check_file(config.lexicon, "decode.lexicon")
+        found = read_lexicon(Path(config.lexicon), tokens.names, spell=tokens.spell)
+        if strange := set(found.words).intersection(UNKNOWN_SPELLINGS):
+            raise ManifestError(
+                f"The lexicon {config.lexicon} spells '{min(strange)}', which stands for all words that it lacks: take "
+                "it out."
+            )
+        return found
+    path = config.lm or ""
+    rows: list[Row] = [(path, word, ()) for word in _arpa_words(path)]
+    lexicon, left_out = make_lexicon(rows, tokens.names, spell=tokens.spell, origin=path)
+    if left_out:
+        message = "%d words of %s, such as '%s', have characters that training lacks, and can't be found"
+        logger.warning(message, len(left_out), path, left_out[0])
+    return lexicon
 
 
 def _arpa_words(path: str) -> Iterator[str]:
-    """The unigrams of an ARPA file."""
+    """The unigrams of an ARPA file, also of a packed one."""
     check_file(path, "decode.lm")
-    with Path(path).open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        inside = False
-        lines: Iterable[bytes] = gzip.GzipFile(fileobj=file) if packed else file
-        for number, raw in enumerate(lines):
-            line = raw.strip()
-            if number == 0 and b"\\data\\" not in line and line[:1] not in {b"", b"#", b"\\", b"\xef"}:
-                break
-            if line.startswith(b"\\"):
-                if inside:
-                    return
-                inside = line == b"\\1-grams:"
-            elif inside and line:
-                word = line.split()[1].decode("utf-8", errors="replace")
-                if word not in NO_WORDS:
-                    yield word
+    inside = False
+    for number, (_, text) in enumerate(read_lines(Path(path))):
+        line = text.strip()
+        if number == 0 and "\\data\\" not in line and line[0] not in "#\\":
+            break
+        if line.startswith("\\"):
+            if inside:
+                return
+            inside = line == "\\1-grams:"
+        elif inside and (word := line.split()[1]) not in NO_WORDS:
+            yield word
     if not inside:
         raise ConfigError(
             f"`decode.lm`, {path}, is no ARPA file, so its words are not known: give them by `decode.lexicon`."

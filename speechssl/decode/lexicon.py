@@ -1,23 +1,33 @@
 """Tokens and words of a decoder: their files, and the extra symbols that keep spellings apart.
 
 tokens     one token a line in the order of the classes, the blank first; or '<token> <class>' as icefall writes it.
-lexicon    '<word> <token> <token> ...' a line, several lines for several pronunciations; a word alone is spelled by its
-           characters.
+lexicon    '<word> <token> <token> ...' a line, several lines for several pronunciations; a '|' at the end, as fairseq's
+           lexicons have it, is not part of the word. A word alone is spelled by the recogniser's own rule. Lines that
+           begin with ';;;' are comments, as in the CMU pronouncing dictionary.
 
 Needs nothing but Python, since it also runs in the environment of k2.
 """
 
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechssl.decode.arpa import END, START, read_lines
-from speechssl.errors import ManifestError, SpeechsslError
+from speechssl.decode.arpa import END, START
+from speechssl.errors import ManifestError
+from speechssl.text_files import all_lines, read_lines
 
+logger = logging.getLogger(__name__)
 BLANK = 0
-SEPARATORS = (" ", "|")
+SEPARATOR = "|"
+SEPARATORS = (" ", SEPARATOR)
+COMMENT = ";;;"
+Row = tuple[str, str, Sequence[str]]
+"""Where a word stands, the word, and its spelling without the token between words; none = it is there without one."""
+Spell = Callable[[str], Sequence[int]]
+"""The classes of a word, from 1 on; none where it can't be spelled."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +49,7 @@ def read_tokens(path: Path) -> tuple[str, ...]:
     Raises:
         ManifestError: an unreadable file, fewer than two tokens, one that occurs twice, or classes with a gap.
     """
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except OSError as error:
-        raise ManifestError(f"{path} can't be read ({error.strerror}): give the path of an existing file.") from error
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path} is not UTF-8 text: convert it, or give another file.") from error
-    tokens = [line.rstrip("\r") for line in lines]
-    tokens = [t for t in tokens if t]
+    tokens = [line for _, line in all_lines(path) if line]
     pairs = [re.fullmatch(r"(\S+)[ \t]+(\d+)", t) for t in tokens]
     if tokens and all(pairs):
         tokens = _in_order(path, [(m[1], int(m[2])) for m in pairs if m])
@@ -66,36 +69,78 @@ def check_tokens(tokens: Sequence[str], where: str) -> tuple[str, ...]:
     return tuple(tokens)
 
 
-def read_lexicon(path: Path, tokens: Sequence[str]) -> Lexicon:
-    """Reads a lexicon.
+def read_rows(path: Path) -> Iterator[Row]:
+    """The lines of a lexicon.
 
     Raises:
-        ManifestError: an unreadable or empty file, or a word that the tokens can't spell, with its line.
+        ManifestError: a missing file, or one that is no UTF-8 text.
     """
-    rows = [(f"{path}, line {number},", line.split()) for number, line in read_lines(path)]
+    for where, line in read_lines(path):
+        if line.startswith(COMMENT):
+            continue
+        word, *spelling = line.split()
+        while spelling and spelling[-1] == SEPARATOR:
+            spelling.pop()
+        yield where, word, spelling
+
+
+def read_lexicon(path: Path, tokens: Sequence[str], *, spell: Spell | None = None) -> Lexicon:
+    """Reads a lexicon; words without a spelling that can't be spelled are left out, and counted in a warning.
+
+    Args:
+        tokens: what the classes are called, the blank first.
+        spell: of words without a spelling; None = by their characters.
+
+    Raises:
+        ManifestError: an unreadable or empty file, a spelling with an unknown token, with its line, or not one word
+            that can be spelled.
+    """
+    rows = list(read_rows(path))
     if not rows:
         raise ManifestError(f"{path} has no words: a lexicon has '<word> <token> <token> ...' lines.")
-    return _lexicon([(where, fields[0], fields[1:] or list(fields[0])) for where, fields in rows], tokens)
+    lexicon, left_out = make_lexicon(rows, tokens, spell=spell, origin=str(path))
+    if left_out:
+        where = next(where for where, word, _ in rows if word == left_out[0])
+        message = "%s has '%s', the first of %d words with characters that the recogniser lacks, which can't be found"
+        logger.warning(message, where, left_out[0], len(left_out))
+    return lexicon
 
 
-def spell_words(words: Iterable[str], tokens: Sequence[str]) -> tuple[Lexicon, list[str]]:
-    """A lexicon of words spelled by their characters, and the words that the tokens can't spell.
+def make_lexicon(
+    rows: Iterable[Row], tokens: Sequence[str], *, spell: Spell | None = None, origin: str
+) -> tuple[Lexicon, list[str]]:
+    """Words with the classes of their tokens, and the words without a spelling that can't be spelled.
+
+    Args:
+        tokens: what the classes are called, the blank first.
+        spell: of words without a spelling; None = by their characters.
+        origin: of the rows, for messages.
 
     Raises:
-        SpeechsslError: not one word can be spelled.
+        ManifestError: a spelling with an unknown token, an edge of a sentence as a word, or not one word that can be
+            spelled.
     """
-    known = set(tokens[1:])
-    spelled: list[str] = []
-    left_out: list[str] = []
-    for word in sorted(words):
-        (spelled if set(word) <= known else left_out).append(word)
-    if not spelled:
-        example = f" ('{left_out[0]}', for one)" if left_out else ""
-        raise SpeechsslError(
-            f"None of {len(left_out)} words of the language model{example} can be spelled by the characters among the "
-            f"model's {len(tokens)} tokens: give a `--lexicon` that says how words are spelled."
+    classes = {token: k for k, token in enumerate(tokens) if k != BLANK}
+    words: dict[str, int] = {}
+    entries: dict[tuple[int, tuple[int, ...]], None] = {}
+    left_out: dict[str, None] = {}
+    for where, word, spelling in rows:
+        if word in (START, END):
+            raise ManifestError(f"{where} has the word '{word}', which stands for an edge of a sentence: take it out.")
+        if spelling:
+            labels = _look_up(spelling, classes, f"{where} spells '{word}'", tokens)
+        else:
+            labels = tuple(_by_characters(word, classes) if spell is None else spell(word))
+        if labels:
+            entries[words.setdefault(word, len(words)), labels] = None
+        else:
+            left_out[word] = None
+    if not words:
+        raise ManifestError(
+            f"None of {len(left_out)} words of {origin}, such as '{next(iter(left_out), '')}', can be spelled by the "
+            f"{len(tokens)} tokens of the recogniser: write them in the case of its training texts, or with spellings."
         )
-    return _lexicon([(f"The word '{w}'", w, list(w)) for w in spelled], tokens), left_out
+    return Lexicon(tuple(words), tuple(entries)), list(left_out)
 
 
 def find_separator(tokens: Sequence[str]) -> str | None:
@@ -128,19 +173,18 @@ def _in_order(path: Path, pairs: Sequence[tuple[str, int]]) -> list[str]:
     return [token for _, token in named]
 
 
-def _lexicon(rows: Sequence[tuple[str, str, Sequence[str]]], tokens: Sequence[str]) -> Lexicon:
-    classes = {token: k for k, token in enumerate(tokens)}
-    words: dict[str, int] = {}
-    entries: dict[tuple[int, tuple[int, ...]], None] = {}
-    for where, word, spelling in rows:
-        if word in (START, END):
-            raise ManifestError(f"{where} has the word '{word}', which stands for an edge of a sentence: take it out.")
-        unknown = [t for t in spelling if classes.get(t, BLANK) == BLANK]
-        if unknown:
-            shown = " ".join(tokens[1:21]) + (" ..." if len(tokens) > 21 else "")
-            raise ManifestError(
-                f"{where} spells '{word}' with '{unknown[0]}', which is not among the model's tokens ({shown}): "
-                "correct the spelling or take the word out."
-            )
-        entries[words.setdefault(word, len(words)), tuple(classes[t] for t in spelling)] = None
-    return Lexicon(tuple(words), tuple(entries))
+def _look_up(
+    spelling: Sequence[str], classes: Mapping[str, int], beginning: str, tokens: Sequence[str]
+) -> tuple[int, ...]:
+    unknown = [token for token in spelling if token not in classes]
+    if unknown:
+        shown = " ".join(tokens[1:21]) + (" ..." if len(tokens) > 21 else "")
+        raise ManifestError(
+            f"{beginning} with '{unknown[0]}', which is not among the model's tokens ({shown}): correct the spelling "
+            "or take the word out."
+        )
+    return tuple(classes[token] for token in spelling)
+
+
+def _by_characters(word: str, classes: Mapping[str, int]) -> list[int]:
+    return [classes[c] for c in word] if all(c in classes for c in word) else []

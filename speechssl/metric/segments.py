@@ -25,6 +25,7 @@ from scipy.ndimage import median_filter
 
 from speechssl.errors import ManifestError, SpeechsslError
 from speechssl.files import replacing
+from speechssl.text_files import read_lines
 
 logger = logging.getLogger(__name__)
 RTTM_FIELDS = 9  # of NIST's ten the last may be absent
@@ -144,18 +145,9 @@ def write_uem(path: Path, regions: Iterable[Region]) -> None:
 
 def _records(path: Path) -> Iterator[tuple[str, list[str]]]:
     """'<file>, line <n>' and the fields of each line that is neither blank nor a comment."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ManifestError(f"The file {path} can't be read: {error.strerror}.") from error
-    for number, raw in enumerate(lines, 1):
-        where = f"{path}, line {number}"
-        try:
-            fields = raw.decode("utf-8-sig" if number == 1 else "utf-8").split()
-        except UnicodeDecodeError as error:
-            raise ManifestError(f"{where} must be UTF-8 text, but is not: convert the file.") from error
-        if fields and fields[0][0] not in "#;":
-            yield where, fields
+    for where, line in read_lines(path):
+        if line.lstrip()[0] not in "#;":
+            yield where.removesuffix(","), line.split()
 
 
 def _time(text: str, what: str, where: str) -> float:

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from speechssl.errors import ManifestError, SpeechsslError
 from speechssl.files import replacing
+from speechssl.text_files import read_lines
 
 DEFAULT_SCORE = -10.0
 """What SUPERB has the official tool take for trials without a score."""
@@ -72,17 +73,17 @@ def read_ground_truth(folder: str | Path) -> GroundTruth:
     occurs = np.zeros((len(rows), len(columns)), dtype=bool)
     ignored = 0
     path = _only(folder, "*.rttm")
-    for number, line in enumerate(_lines(path), start=1):
+    for where, line in read_lines(path):
         fields = line.split()
-        if not fields or fields[0] != "LEXEME":
+        if fields[0] != "LEXEME":
             continue
         if len(fields) < RTTM_FIELDS:
             raise ManifestError(
-                f"{path}, line {number}: a LEXEME line has {RTTM_FIELDS} fields, but this one has {len(fields)}."
+                f"{where[:-1]}: a LEXEME line has {RTTM_FIELDS} fields, but this one has {len(fields)}."
             )
         document, query = _name(fields[1]), fields[5]
         if document not in columns:
-            raise ManifestError(f"{path}, line {number}: the document '{document}' is not in the list of documents.")
+            raise ManifestError(f"{where[:-1]}: the document '{document}' is not in the list of documents.")
         if query not in rows:
             ignored += 1
             continue
@@ -279,13 +280,6 @@ def _parse(path: Path, element: Callable[[str, Mapping[str, str], int], None]) -
     except expat.ExpatError as error:
         reason = expat.errors.messages[error.code] if error.code in expat.errors.messages else str(error)
         raise ManifestError(f"{path}, line {error.lineno}: not well-formed XML ({reason}).") from error
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path} is not UTF-8 text (byte {error.start}): convert it.") from error
 
 
 def _only(folder: Path, pattern: str) -> Path:

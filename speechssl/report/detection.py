@@ -48,7 +48,7 @@ def read_scores(path: Path) -> Scores:
         SpeechsslError: missing, without the needed columns, or with a label or score that is none.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SpeechsslError(f"The scores {path} can't be read ({error}): their curve is left out.") from error

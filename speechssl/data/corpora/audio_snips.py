@@ -20,10 +20,10 @@ from speechssl.data.corpora.base import (
     Reading,
     find_root,
     note,
-    read_lines,
     untrained,
 )
 from speechssl.errors import ManifestError
+from speechssl.text_files import read_lines
 
 NAME = "Audio SNIPS"
 HOMEPAGE = "https://github.com/aws-samples/aws-lex-noisy-spoken-language-understanding"

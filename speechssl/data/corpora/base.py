@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from speechssl.errors import ManifestError, UnknownNameError
+from speechssl.text_files import read_lines
 
 HELPERS = ("audit", "base", "prepare", "writing")
 """Modules of this package that are no corpus."""
@@ -155,27 +156,6 @@ def need_file(path: Path, why: str) -> Path:
     if not path.is_file():
         raise ManifestError(f"The list {path} is missing: {why}.")
     return path
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yields ('<path>, line <n>,', text) of each line that isn't blank; takes a byte-order mark and any line ends.
-
-    Raises:
-        ManifestError: missing, or not UTF-8.
-    """
-    if not path.is_file():
-        raise ManifestError(f"The list {path} does not exist: check that the corpus was unpacked completely.")
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            where = f"{path}, line {number},"
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise ManifestError(
-                    f"{where} is not UTF-8 ({error.reason}): fetch or convert the file again."
-                ) from error
-            if line.strip():
-                yield where, line
 
 
 def read_table(

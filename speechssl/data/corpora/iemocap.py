@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from speechssl.data.corpora.base import Count, Item, NoSettings, Reading, find_root, note, read_lines, untrained
+from speechssl.data.corpora.base import Count, Item, NoSettings, Reading, find_root, note, untrained
 from speechssl.errors import ManifestError
+from speechssl.text_files import read_lines
 
 NAME = "IEMOCAP"
 HOMEPAGE = "https://sail.usc.edu/iemocap/"

@@ -11,8 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from speechssl.data.corpora.base import Count, Item, NoSettings, Note, Reading, find_root, need_file, note, read_lines
+from speechssl.data.corpora.base import Count, Item, NoSettings, Note, Reading, find_root, need_file, note
 from speechssl.errors import ManifestError
+from speechssl.text_files import read_lines
 
 NAME = "Libri2Mix (diarization)"
 HOMEPAGE = "https://github.com/s3prl/LibriMix"

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from speechssl.data.corpora.base import Count, Item, Note, Reading, find_root, note, read_lines, subfolders
+from speechssl.data.corpora.base import Count, Item, Note, Reading, find_root, note, subfolders
 from speechssl.errors import ConfigError, ManifestError, suggest
+from speechssl.text_files import read_lines
 
 NAME = "LibriSpeech"
 HOMEPAGE = "https://www.openslr.org/12"

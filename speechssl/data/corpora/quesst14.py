@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechssl.data.corpora.base import Count, Item, Reading, find_root, need_file, note, read_lines
+from speechssl.data.corpora.base import Count, Item, Reading, find_root, need_file, note
 from speechssl.errors import ManifestError
+from speechssl.text_files import read_lines
 
 NAME = "QUESST 2014"
 HOMEPAGE = "https://speech.fit.vutbr.cz/software/quesst-2014-multilingual-database-query-by-example-keyword-spotting"

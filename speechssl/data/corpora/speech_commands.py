@@ -26,11 +26,11 @@ from speechssl.data.corpora.base import (
     find_root,
     need_file,
     note,
-    read_lines,
     subfolders,
     untrained,
 )
 from speechssl.errors import ManifestError
+from speechssl.text_files import read_lines
 
 NAME = "Speech Commands"
 HOMEPAGE = "https://www.tensorflow.org/datasets/catalog/speech_commands"

@@ -22,9 +22,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
-from speechssl.data.corpora.base import Count, Item, Reading, read_lines, read_table
+from speechssl.data.corpora.base import Count, Item, Reading, read_table
 from speechssl.data.corpora.lhotse_manifests import USUAL
 from speechssl.errors import ManifestError, nearest, suggest
+from speechssl.text_files import read_lines
 
 NAME = "a table of audio files"
 HOMEPAGE = "https://www.rfc-editor.org/rfc/rfc4180"

@@ -11,7 +11,8 @@ at 48 kHz, and are resampled as they are read.
 from collections.abc import Iterator
 from pathlib import Path
 
-from speechssl.data.corpora.base import Count, Item, NoSettings, Reading, audio_stems, find_root, note, read_lines
+from speechssl.data.corpora.base import Count, Item, NoSettings, Reading, audio_stems, find_root, note
+from speechssl.text_files import read_lines
 
 NAME = "VoiceBank-DEMAND"
 HOMEPAGE = "https://datashare.ed.ac.uk/handle/10283/2791"

@@ -17,8 +17,9 @@ up each of 150 000 recordings in a list; the tests hold that both give the same 
 from collections.abc import Iterator
 from pathlib import Path
 
-from speechssl.data.corpora.base import Count, Item, NoSettings, Reading, find_root, read_lines, subfolders
+from speechssl.data.corpora.base import Count, Item, NoSettings, Reading, find_root, subfolders
 from speechssl.errors import ManifestError
+from speechssl.text_files import read_lines
 
 NAME = "VoxCeleb1"
 HOMEPAGE = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html"
