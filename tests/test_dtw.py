@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Any
 
 import librosa
 import numpy as np
@@ -18,6 +19,7 @@ from speechssl.alignment.dtw import (
     StepPattern,
     WarpSettings,
     frame_distances,
+    warp_block,
     warp_distances,
     warp_path,
 )
@@ -153,6 +155,42 @@ def test_the_size_of_the_blocks_changes_nothing(backend: Backend) -> None:
     for block_bytes in (1, 400, 4_000) if backend == "kernel" else (1_000, 4_000):
         parts = search_distances(queries, iter(documents), block_bytes=block_bytes, backend=backend)
         torch.testing.assert_close(parts, whole, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_layers_in_one_pass_give_what_each_gives_by_itself(backend: Backend) -> None:
+    queries, documents = features(7, 6, 3, 11, layers=5), features(8, 20, 4, 33, 12, layers=5)
+    alone = [
+        search_distances([q[k : k + 1] for q in queries], [d[k : k + 1] for d in documents], backend=backend)
+        for k in range(5)
+    ]
+    for block_bytes in (None, 6_000, 3_000, 1_000):  # all layers at once, then two or three, then one
+        read: list[int] = []
+
+        def each() -> Iterator[Tensor]:
+            for number, document in enumerate(documents):
+                read.append(number)  # noqa: B023  called before the next round
+                yield document
+
+        found = search_distances(queries, each(), block_bytes=block_bytes, backend=backend)
+        torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=2e-6)
+        assert read == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("queries", [1, 3, 40])
+def test_memory_is_bounded_however_few_the_queries(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks, columns = [], []
+
+    def spy(block: Tensor, pairs: Tensor, **settings: Any) -> Tensor:
+        blocks.append(block.numel())
+        columns.append(block.shape[1])
+        return warp_block(block, pairs, **settings)
+
+    monkeypatch.setattr("speechssl.alignment.search.warp_block", spy)
+    documents = features(10, *(5 + k % 7 for k in range(60)))
+    found = search_distances(features(9, *[4] * queries), documents, block_bytes=4 * 40**2)
+    assert found.shape == (3, queries, 60)
+    assert max(blocks) <= 40**2 and max(columns) <= 40
 
 
 def test_a_query_that_lies_in_a_document_has_distance_zero_there_and_ranks_it_first() -> None:

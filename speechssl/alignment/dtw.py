@@ -86,21 +86,21 @@ def prepare_frames(features: Tensor, *, distance: Distance) -> Tensor:
 
 
 def prepared_distances(query: Tensor, document: Tensor, *, distance: Distance, out: Tensor | None = None) -> Tensor:
-    """Distances between prepared frames.
+    """Distances between prepared frames, of several layers at once where there are any.
 
     Args:
-        query: (N, D).
-        document: (M, D).
+        query: (..., N, D).
+        document: (..., M, D).
         distance: 'cosine' is 1 - cos, 'cosine_exp' exp(1 - cos) - 1 (S3PRL `quesst14_dtw/dtw_utils.py`), 'angular'
             arccos(cos) / pi (ABX), 'euclidean' the length of the difference.
-        out: (N, M) memory to use again; not used by 'euclidean'.
+        out: (..., N, M) memory to use again; not used by 'euclidean'.
 
     Returns:
-        (N, M).
+        (..., N, M).
     """
     if distance == "euclidean":  # not by way of products: these lose all digits between frames that are nearly equal
         return torch.cdist(query, document, compute_mode="donot_use_mm_for_euclid_dist")
-    cosine = torch.mm(query, document.T, out=out).clamp_(-1.0, 1.0)  # (N, M)
+    cosine = torch.matmul(query, document.mT, out=out).clamp_(-1.0, 1.0)  # (..., N, M)
     if distance == "angular":
         return cosine.arccos_().div_(math.pi)
     cosine.neg_().add_(1.0)

@@ -3,9 +3,12 @@
 Each query is warped onto the best stretch of each document. The defaults are SUPERB's query-by-example task: distance
 exp(1 - cos) - 1, its rows mapped to [0, 1], asymmetric steps, open ends, divided by the query's frames.
 
-Documents stream through once and are compared with all queries while they are at hand; no block of distances is larger
-than `block_bytes`, and nothing is padded on the processor. What remains is the products of the frames: they cost 2 D
-operations a cell, against a handful for the warping.
+Documents stream through once, with all their layers, and are compared with all queries while they are at hand. A block
+holds the distances of a group of queries from a group of documents, in as many layers as fit `block_bytes`: one product
+for all these layers, and one call that warps all these pairs, spread over the threads. So neither few queries nor short
+documents make many small calls, nothing is padded on the processor, and besides the queries no more than a square
+block's side of document frames is held. What remains is the products of the frames: they cost 2 D operations a cell,
+against a handful for the warping.
 
 S3PRL (`downstream/quesst14_dtw/dtw_utils.py`, version 0.4.18) further standardises the features over all queries and
 documents beforehand, gives queries of fewer than 5 frames the score 0 everywhere, and standardises the scores of each
@@ -71,7 +74,8 @@ def search_distances(
             device neighbours of like length waste less.
         settings: distance and warping.
         block_bytes: most bytes of distances held at once (one pair of any size is always taken); None = 4 MiB on the
-            processor, 256 MiB elsewhere. On a device a small multiple of it is in use.
+            processor, 256 MiB elsewhere. On a device a small multiple of it is in use. Of documents the root of that
+            many cells is held, in frames (1024 and 8192), or one document.
         device: where to compute; features are moved there.
         backend: see `warp_distances`.
 
@@ -88,34 +92,53 @@ def search_distances(
     layers, _, width = queries[0].shape if queries[0].ndim == 3 else (0, 0, 0)
     cells = max(1, block_bytes // (8 if queries[0].dtype == torch.float64 else 4))
     checked = _checked(queries, "queries", layers, width)
-    packs = list(_groups(checked, math.isqrt(cells), settings.distance, device))
-    columns = cells // max(pack.frames.shape[1] for pack in packs)
+    side = math.isqrt(cells)
+    packs = list(_groups(checked, side, settings.distance, device))
+    columns = min(side, cells // max(pack.frames.shape[1] for pack in packs))
     found: list[Tensor] = []
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         for group in _groups(_checked(documents, "documents", layers, width), columns, settings.distance, device):
-            parts = [_compare(pack, group, settings, backend, pool) for pack in packs]
+            parts = [_compare(pack, group, settings, cells=cells, backend=backend, pool=pool) for pack in packs]
             found.append(torch.cat(parts, dim=1))  # (K, Q, G)
     return torch.cat(found, dim=2) if found else torch.empty(layers, len(queries), 0, dtype=torch.float64)
 
 
 def _compare(
-    queries: _Group, documents: _Group, settings: SearchSettings, backend: Backend, pool: ThreadPoolExecutor
+    queries: _Group,
+    documents: _Group,
+    settings: SearchSettings,
+    *,
+    cells: int,
+    backend: Backend,
+    pool: ThreadPoolExecutor,
 ) -> Tensor:
     """The distances of a group of queries from a group of documents, (K, queries, documents)."""
+    frames = documents.frames.to(queries.frames.dtype)  # (K, C, D)
+    layers, rows, columns = len(frames), queries.frames.shape[1], frames.shape[1]
+    together = max(1, min(layers, cells // (rows * columns)))
+    out = frames.new_empty(together, rows, columns)
+    pairs = _pairs(queries, documents)
+    found = []
+    for first in range(0, layers, together):
+        part = slice(first, first + together)
+        size = len(frames[part])
+        block = prepared_distances(queries.frames[part], frames[part], distance=settings.distance, out=out[:size])
+        shifts = torch.zeros(size, 1, 4, dtype=torch.int64)
+        shifts[:, 0, 0] = torch.arange(size) * rows  # one layer's rows below the other's
+        of_all = (shifts + pairs).view(-1, 4)
+        found.append(warp_block(block.view(-1, columns), of_all, settings=settings.warp, backend=backend, pool=pool))
+    return torch.cat(found).view(layers, len(queries.starts), len(documents.starts))
+
+
+def _pairs(queries: _Group, documents: _Group) -> Tensor:
+    """Each query with each document as `warp_block` takes them, (queries * documents, 4)."""
     shape = len(queries.starts), len(documents.starts)
     sides = (queries.starts, queries.lengths), (documents.starts, documents.lengths)
-    pairs = torch.stack(
+    return torch.stack(
         [side[:, None].expand(shape).flatten() for side in sides[0]]
         + [side[None, :].expand(shape).flatten() for side in sides[1]],
         dim=1,
-    )  # (queries * documents, 4)
-    frames = documents.frames.to(queries.frames.dtype)
-    out = frames.new_empty(queries.frames.shape[1], frames.shape[1])
-    found = []
-    for query, document in zip(queries.frames, frames, strict=True):
-        block = prepared_distances(query, document, distance=settings.distance, out=out)
-        found.append(warp_block(block, pairs, settings=settings.warp, backend=backend, pool=pool).view(shape))
-    return torch.stack(found)
+    )
 
 
 def _groups(sequences: Iterable[Tensor], most: int, distance: Distance, device: torch.device) -> Iterator[_Group]:
