@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.vocoder import MelConfig, hifigan, load_vocoder, log_mel, synthesise
 from speechssl.vocoder.griffin_lim import GriffinLim
-from speechssl.vocoder.hifigan import HifiGan, fold_weight_norm
+from speechssl.vocoder.hifigan import HifiGan, HifiGanConfig, fold_weight_norm
 
 RATE = 22_050
 
@@ -39,7 +39,7 @@ def test_generator_is_that_of_transformers() -> None:
         normalize_before=False,
     )  # fmt: skip
     theirs = transformers.SpeechT5HifiGan(config).eval()
-    ours = HifiGan(channels=64).eval()
+    ours = HifiGan(HifiGanConfig(channels=64)).eval()
     weights = {k.replace("upsampler", "ups"): v for k, v in theirs.state_dict().items()}
     ours.load_state_dict({k: v for k, v in weights.items() if k in ours.state_dict()})
     frames = torch.randn(1, 12, 80, generator=torch.Generator().manual_seed(0))

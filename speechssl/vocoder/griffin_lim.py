@@ -5,6 +5,7 @@ import torch.nn.functional as F
 import torchaudio.functional as AF
 from torch import Tensor, nn
 
+from speechssl.vocoder.inputs import FeatureSource
 from speechssl.vocoder.mel import MelConfig, mel_filters
 
 
@@ -15,6 +16,7 @@ class GriffinLim(nn.Module):
     """
 
     name = "Griffin-Lim"
+    source: FeatureSource | None = None
 
     inverse: Tensor
 
