@@ -7,6 +7,8 @@ from typing import Literal
 from speechssl.classification.config import UTTERANCE_HEADS, ClassificationConfig
 from speechssl.classification.data import SPLITS
 from speechssl.errors import ConfigError
+from speechssl.head.utterance import NEEDS_FRAMES
+from speechssl.metric.frames import FRAME_MEASURES
 from speechssl.metric.regression import ERRORS, MEASURES
 from speechssl.task import FeatureConfig, TrainConfig
 
@@ -16,8 +18,8 @@ SYSTEM = "system "
 """Begins the name of a measure that compares the means of systems."""
 Metric = Literal[
     "accuracy", "uar", "macro f1",
-    "mse", "rmse", "mae", "ccc", "lcc", "srcc", "ktau",
-    "system mse", "system rmse", "system mae", "system ccc", "system lcc", "system srcc", "system ktau",
+    "mse", "rmse", "mae", "r2", "ccc", "lcc", "srcc", "ktau",
+    "system mse", "system rmse", "system mae", "system r2", "system ccc", "system lcc", "system srcc", "system ktau",
 ]  # fmt: skip
 
 
@@ -26,9 +28,11 @@ class ProbeConfig(ClassificationConfig):
     """A classification as `ClassificationConfig`, or a regression; `fields` are the labels."""
 
     kind: Literal["classification", "regression"] = "classification"
-    level: Literal["utterance", "segment"] = "utterance"
+    level: Literal["utterance", "segment", "frame"] = "utterance"
     """'segment': the label is a list of {start, end, value}, seconds from the beginning of the utterance, and each of
-    them is predicted from the frames within it, which have heard the whole utterance."""
+    them is predicted from the mean of the frames within it, which have heard the whole utterance. 'frame': the same
+    list, whose entries must not overlap, and each frame is predicted by itself; what `max_train_utterances` and
+    `max_eval_utterances` count is then utterances, of whatever class."""
     metric: Metric = "uar"  # type: ignore[assignment]  # those of a regression as well
     """What the best checkpoint is chosen by, of the kind; 'system srcc' and the like need `system`."""
     splits: dict[str, str] = field(default_factory=dict)
@@ -51,8 +55,10 @@ class ProbeConfig(ClassificationConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_kind()
-        if self.level == "segment":
-            self._check_segments()
+        if self.level != "utterance":
+            self._check_spans()
+        if self.level == "frame":
+            self._check_frames()
         if not 0 <= self.fold <= FOLDS:
             raise ConfigError(f"`fold` must be 0 (the splits of the corpus), or from 1 to {FOLDS}, but is {self.fold}.")
         for name in self.splits:
@@ -74,16 +80,28 @@ class ProbeConfig(ClassificationConfig):
         if not regression and (self.loss != "mse" or self.system is not None):
             raise ConfigError("`loss` and `system` belong to `kind=regression`: leave them out.")
 
-    def _check_segments(self) -> None:
+    def _check_spans(self) -> None:
         if self.features.pooling != "none" or self.train.max_duration is not None:
             raise ConfigError(
-                "`level=segment` needs the frames of whole utterances: set `features.pooling=none` and "
+                f"`level={self.level}` needs the frames of whole utterances: set `features.pooling=none` and "
                 "`train.max_duration=null`."
             )
         if len(self.fields) != 1 or self.balance == "draws":
             raise ConfigError(
-                "`level=segment` takes one label, and utterances are drawn with all their segments: `fields` must hold "
-                f"one, but holds {list(self.fields)}, and `balance` must not be draws, but is {self.balance}."
+                f"`level={self.level}` takes one label, and utterances are drawn with all their {self.level}s: "
+                f"`fields` must hold one, but holds {list(self.fields)}, and `balance` must not be draws, but is "
+                f"{self.balance}."
+            )
+
+    def _check_frames(self) -> None:
+        if self.head in NEEDS_FRAMES:
+            raise ConfigError(
+                f"`head={self.head}` joins the frames of an utterance, but `level=frame` tells each by itself: take "
+                "`head=linear` or `head=mlp` (`--heads linear --heads mlp`)."
+            )
+        if self.kind == "regression" and self.metric not in FRAME_MEASURES:
+            raise ConfigError(
+                f"`metric` of a regression of frames must be one of {', '.join(FRAME_MEASURES)}, but is {self.metric}."
             )
 
 
@@ -103,6 +121,7 @@ TRAIN = TrainConfig(
 CLASSES = ProbeConfig(train=TRAIN, balance="loss")
 NUMBERS = ProbeConfig(train=TRAIN, kind="regression", metric="ccc")
 SEGMENTS = ProbeConfig(train=TRAIN, level="segment", balance="loss", features=FeatureConfig())
+FRAMES = ProbeConfig(train=TRAIN, level="frame", metric="accuracy", features=FeatureConfig())
 DEMO = ProbeConfig(
     train=TrainConfig(
         steps=600, batch_seconds=64.0, max_batch_size=32, learning_rate=1e-3, schedule="linear", evaluate_every=100
@@ -111,6 +130,12 @@ DEMO = ProbeConfig(
     fields=("tone",),
     metric="accuracy",
 )
-PRESETS = {"probe": CLASSES, "probe_regression": NUMBERS, "probe_segment": SEGMENTS, "probe_demo": DEMO}
+PRESETS = {
+    "probe": CLASSES,
+    "probe_regression": NUMBERS,
+    "probe_segment": SEGMENTS,
+    "probe_frame": FRAMES,
+    "probe_demo": DEMO,
+}
 HEADS = {name: (settings[0],) if name != "attentive" else settings for name, settings in UTTERANCE_HEADS.items()}
-"""Pooling stays what the config says, since segments need frames with every head."""
+"""Pooling stays what the config says, since segments need frames with every head. 'attentive' is none of frames."""

@@ -15,10 +15,10 @@ from speechssl.types import Utterance
 
 from .config import FOLDS, ProbeConfig
 from .folds import assign_folds, quantile_strata
+from .spans import read_spans
 
 logger = logging.getLogger(__name__)
 Splits = dict[str, list[Utterance]]
-SLACK = 0.05  # seconds by which lists and audio differ from rounding
 
 
 def read_everything(corpus: Corpus, config: ProbeConfig) -> Splits:
@@ -82,8 +82,8 @@ def _groups(utterances: Sequence[Utterance], config: ProbeConfig, root: Path) ->
 
 
 def _strata(utterances: Sequence[Utterance], config: ProbeConfig, root: Path) -> list[str]:
-    """What is to be alike in all folds: classes, fifths of the numbers; nothing of segments."""
-    if config.level == "segment":
+    """What is to be alike in all folds: classes, fifths of the numbers; nothing of spans."""
+    if config.level != "utterance":
         return ["" for _ in utterances]
     if config.kind == "regression":
         return quantile_strata([number_of(u, config.fields[0], root) for u in utterances], FOLDS)
@@ -117,7 +117,11 @@ def number_of(utterance: Utterance, name: str, root: Path) -> float:
     Raises:
         ManifestError: it is none, or not finite.
     """
-    text = label_of(utterance, name)
+    return finite_number(label_of(utterance, name), utterance, name, root)
+
+
+def finite_number(text: str, utterance: Utterance, name: str, root: Path) -> float:
+    """A label `name` of an utterance, or of a part of it, as a number; raises as `number_of`."""
     try:
         value = float(text)
     except ValueError:
@@ -163,33 +167,16 @@ def cut_into_segments(utterance: Utterance, name: str, root: Path) -> list[Utter
     Raises:
         ManifestError: the label is no such list, or a segment is not within the utterance.
     """
-    entries: Any = utterance.labels.get(name)
-    if entries is None or entries == "":
-        return []
-    where = f"The utterance '{utterance.id}' of {root}"
-    if not isinstance(entries, list):
-        raise ManifestError(f"{where} has no list of {{start, end, value}} as '{name}': set `level=utterance`.")
-    found = []
-    for number, entry in enumerate(entries):
-        try:
-            begin, end, value = float(entry["start"]), float(entry["end"]), entry["value"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ManifestError(
-                f"{where} has {entry!r} in '{name}', but a segment is {{start, end, value}} in seconds."
-            ) from error
-        length = math.inf if utterance.duration is None else utterance.duration
-        if not (0 <= begin < end <= length + SLACK and begin < length):
-            raise ManifestError(f"{where} is {length:g} s long, but has '{name}' from {begin:g} s to {end:g} s.")
-        found.append(
-            replace(
-                utterance,
-                id=f"{utterance.id}#{number}",
-                start=utterance.start + begin,
-                duration=end - begin,
-                labels={**utterance.labels, name: value},
-            )
+    return [
+        replace(
+            utterance,
+            id=f"{utterance.id}#{number}",
+            start=utterance.start + span.begin,
+            duration=span.end - span.begin,
+            labels={**utterance.labels, name: span.value},
         )
-    return found
+        for number, span in enumerate(read_spans(utterance, name, root))
+    ]
 
 
 def _list(names: Any) -> str:

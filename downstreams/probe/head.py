@@ -5,11 +5,15 @@ B batch, N segments, T frames, D width.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from speechssl.errors import SpeechsslError
 from speechssl.head.standardise import Standardise, batch_norm
 from speechssl.head.utterance import NEEDS_FRAMES, Kind, build_utterance_head, mean_over_time
+
+from .spans import first_frames
 
 
 class StandardisedHead(nn.Module):
@@ -33,8 +37,8 @@ class StandardisedHead(nn.Module):
         return self.head(features, lengths)  # type: ignore[no-any-return]  # nn.Module returns Any
 
 
-class SegmentHead(nn.Module):
-    """A head of segments, and how long a frame is."""
+class TimedHead(nn.Module):
+    """A head of segments or of frames, and how long a frame is."""
 
     def __init__(self, head: nn.Module, frame_rate: float) -> None:
         super().__init__()
@@ -42,10 +46,19 @@ class SegmentHead(nn.Module):
         self.frame_rate = frame_rate
 
 
+def timed(head: nn.Module) -> TimedHead:
+    """The head as what it must be."""
+    if not isinstance(head, TimedHead):
+        raise SpeechsslError(
+            f"A probe of segments or frames needs its own head, but was given a {type(head).__name__}."
+        )
+    return head
+
+
 def cut_frames(
     features: Tensor, lengths: Tensor, owners: Sequence[int], spans: Sequence[tuple[float, float]], *, frame_rate: float
 ) -> tuple[Tensor, Tensor]:
-    """The frames of each segment, from that nearest to its beginning to that nearest to its end, at least one.
+    """The frames whose centres lie in each segment (`spans.first_frames`); the next one, where none does.
 
     Args:
         features: (B, T, D).
@@ -58,13 +71,14 @@ def cut_frames(
         (N, T', D), 0 beyond the lengths (N,).
     """
     rows = torch.tensor(list(owners), device=features.device)
-    times = torch.tensor(list(spans), dtype=torch.float64, device=features.device).reshape(-1, 2) * frame_rate
+    seconds = np.array(spans, dtype=np.float64).reshape(-1, 2)
+    places = torch.from_numpy(first_frames(seconds, frame_rate)).to(rows)  # (N, 2)
     most = lengths.to(rows)[rows]  # (N,)
-    begin = torch.minimum(times[:, 0].round().long(), most - 1)
-    end = torch.minimum(torch.maximum(times[:, 1].round().long(), begin + 1), most)
+    begin = torch.minimum(places[:, 0], most - 1)
+    end = torch.minimum(torch.maximum(places[:, 1], begin + 1), most)
     sizes = end - begin
     steps = torch.arange(int(sizes.max()), device=features.device)
     inside = steps < sizes[:, None]  # (N, T')
-    places = torch.where(inside, begin[:, None] + steps, 0)
-    cut = features[rows[:, None], places]  # (N, T', D)
+    columns = torch.where(inside, begin[:, None] + steps, 0)
+    cut = features[rows[:, None], columns]  # (N, T', D)
     return cut.masked_fill(~inside[:, :, None], 0.0), sizes

@@ -114,7 +114,9 @@ class NumberProbe(Task):
         files: dict[str, str] = {}
         if split == "test":
             lines = [f"{u.id}\t{r:g}\t{h:.6f}" for u, r, h in zip(utterances, references, hypotheses, strict=True)]
-            files["predictions"] = _write(folder / "predictions.tsv", [f"utterance\t{name} reference\t{name}", *lines])
+            files["predictions"] = write_lines(
+                folder / "predictions.tsv", [f"utterance\t{name} reference\t{name}", *lines]
+            )
         return Evaluation(
             metrics=metrics,
             files=files,
@@ -146,7 +148,8 @@ def _check_systems(splits: Mapping[str, Sequence[Utterance]], system: str, root:
             )
 
 
-def _write(path: Path, lines: Sequence[str]) -> str:
+def write_lines(path: Path, lines: Sequence[str]) -> str:
+    """Writes a file whole or not at all; returns its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")

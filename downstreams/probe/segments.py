@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from speechssl.data.corpus import Corpus
-from speechssl.errors import SpeechsslError
 from speechssl.result import Evaluation
 from speechssl.task import Task, TaskData
 from speechssl.types import LossOutput, Utterance
 
 from .classify import ClassProbe
 from .data import cut_into_segments, read_everything
-from .head import SegmentHead, cut_frames
+from .head import TimedHead, cut_frames, timed
 from .regress import NumberProbe
 
 Segments = Mapping[str, Sequence[Utterance]]
@@ -70,7 +69,7 @@ class SegmentProbe(Task):
 
     @override
     def build_head(self, size: int, frame_rate: float, data: TaskData) -> nn.Module:
-        return SegmentHead(self.inner.build_head(size, frame_rate, data), frame_rate)
+        return TimedHead(self.inner.build_head(size, frame_rate, data), frame_rate)
 
     @override
     def loss(
@@ -82,7 +81,7 @@ class SegmentProbe(Task):
         data: TaskData,
         generator: torch.Generator,
     ) -> LossOutput:
-        own, parts = _own(head), _parts(utterances, data)
+        own, parts = timed(head), _parts(utterances, data)
         cut, sizes = _cut(own, features, lengths, utterances, parts)
         return self.inner.loss(own.head, cut, sizes, [s for part in parts for s in part], data, generator)
 
@@ -91,7 +90,7 @@ class SegmentProbe(Task):
         self, head: nn.Module, features: Tensor, lengths: Tensor, utterances: Sequence[Utterance], data: TaskData
     ) -> list[Any]:
         """One list per utterance: of each segment {'start', 'end'} in seconds and what the inner probe says."""
-        own, parts = _own(head), _parts(utterances, data)
+        own, parts = timed(head), _parts(utterances, data)
         cut, sizes = _cut(own, features, lengths, utterances, parts)
         found = iter(self.inner.predict(own.head, cut, sizes, [s for part in parts for s in part], data))
         return [
@@ -110,12 +109,6 @@ class SegmentProbe(Task):
         return self.inner.evaluate(head, found, replace(data, splits={split: flat}), split, folder)
 
 
-def _own(head: nn.Module) -> SegmentHead:
-    if not isinstance(head, SegmentHead):
-        raise SpeechsslError(f"A probe of segments needs its own head, but was given a {type(head).__name__}.")
-    return head
-
-
 def _parts(utterances: Sequence[Utterance], data: TaskData) -> list[Sequence[Utterance]]:
     """The segments of each utterance; a user's file, of which none are known, is one."""
     segments: Segments = data.extra["segments"]
@@ -123,7 +116,7 @@ def _parts(utterances: Sequence[Utterance], data: TaskData) -> list[Sequence[Utt
 
 
 def _cut(
-    head: SegmentHead,
+    head: TimedHead,
     features: Tensor,
     lengths: Tensor,
     utterances: Sequence[Utterance],
@@ -138,7 +131,7 @@ def _cut(
     return cut_frames(features, lengths, owners, spans, frame_rate=head.frame_rate)
 
 
-def _span(segment: Utterance, utterance: Utterance, head: SegmentHead, length: int) -> dict[str, float]:
+def _span(segment: Utterance, utterance: Utterance, head: TimedHead, length: int) -> dict[str, float]:
     """Seconds from the beginning of the utterance."""
     begin = segment.start - utterance.start
     seconds = length / head.frame_rate if segment.duration is None else segment.duration

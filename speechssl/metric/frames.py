@@ -57,7 +57,7 @@ def frame_regression_metrics(
         )
     x, y = wanted - wanted.mean(), given - wanted.mean()  # small numbers lose no digits when they are squared
     columns = (np.ones_like(x), x, y, x * x, y * y, x * y, np.square(x - y), np.abs(x - y))
-    sums = np.stack([np.bincount(units, weights=column) for column in columns], axis=1)  # (U, 8)
+    sums = np.stack([np.bincount(units, weights=column).astype(np.float64) for column in columns], axis=1)  # (U, 8)
     constant = bool(np.ptp(given) == 0)
     found = {}
     for name in FRAME_MEASURES:

@@ -151,7 +151,8 @@ def weighted_determination(weights: Floats, references: Floats, hypotheses: Floa
     """Explained shares of the variance of pairs that count (R, N) `weights` times; (R,), NaN where there is none."""
     spread = _centre(weights, references)[1]
     errors = (weights * np.square(references - hypotheses)).sum(axis=1)
-    return 1.0 - np.divide(errors, spread, out=np.full_like(spread, np.nan), where=spread > 0)
+    found: Floats = 1.0 - np.divide(errors, spread, out=np.full_like(spread, np.nan), where=spread > 0)
+    return found
 
 
 def weighted_pearson(weights: Floats, references: Floats, hypotheses: Floats) -> Floats:
