@@ -16,6 +16,7 @@ from speechssl.report.figures import curve_figures, layer_figure, pretraining_fi
 from speechssl.report.listen import Budget, listen_block
 from speechssl.report.summary import Group, by_task, group_runs, heads_agree, labels_of, verdict
 from speechssl.report.table import breakdown_tables, cost_table, details_table, main_table
+from speechssl.report.trained import what_is_trained
 from speechssl.report.words import better_words, metric_title, task_title
 from speechssl.result import RunResult
 
@@ -118,7 +119,7 @@ def _pretraining(collection: Collection) -> Section:
 
 def _intro(groups: Sequence[Group]) -> str:
     way = better_words("up" if groups[0].higher_is_better else "down")
-    return f"Primary metric: {metric_title(groups[0].metric)}; {way}. The upstream is frozen; only the head is trained."
+    return f"Primary metric: {metric_title(groups[0].metric)}; {way}. {what_is_trained(groups)}"
 
 
 def _task_blocks(
