@@ -217,7 +217,7 @@ def test_what_training_lacks_is_refused_or_left_out_and_counted(
     with caplog.at_level(logging.WARNING):
         splits = read_splits(corpus.without(some), left_out)
     assert "aa0" not in {label_of(u, "speaker") for u in splits["test"]}
-    assert "2 utterances of classes that training lacks are left out" in caplog.text
+    assert "is the first of 2 utterances in 'dev' of classes without a training example" in caplog.text
 
 
 @pytest.mark.parametrize(

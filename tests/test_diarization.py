@@ -260,9 +260,10 @@ def test_conversations_are_labelled_where_they_are_loud(tiny_corpus: Path) -> No
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ({}, "has no label `segments`"),
+        ({}, "without the label `segments`"),
         ({"segments": [["a", 1.0]]}, "must be [speaker, begin, end]"),
         ({"segments": [["a", 2.0, 1.0]]}, "must be [speaker, begin, end]"),
+        ({"segments": [["a", 0, 1], ["a", 3.5, 4]]}, "begins after its 3 s"),
         ({"segments": [["a", 0, 1], ["b", 0, 1], ["c", 0, 1]]}, "`num_speakers`"),
         ({"segments": [["a b", 0, 1]]}, "one word"),
     ],

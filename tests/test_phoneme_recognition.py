@@ -156,7 +156,9 @@ def test_phonemes_come_from_labels_and_empty_ones_are_refused(tiny_corpus: Path,
         TASK(config).prepare(open_corpus(root))
     data = TASK(load_config(config, overrides=["leave_out_empty=true"])).prepare(open_corpus(root))
     assert data.extra["vocabulary"] == Words(("A", "B"))
-    with pytest.raises(ManifestError, match="'A', which is not in `inventory`"):
+    with pytest.raises(
+        ManifestError, match=r"train\.jsonl\.gz, line 1, has the phoneme 'A' in '\S+', which is not in `inv"
+    ):
         TASK(load_config(config, overrides=["inventory=[B]", "leave_out_empty=true"])).prepare(open_corpus(root))
 
 

@@ -132,6 +132,7 @@ def edit(path: Path, change) -> None:
     ("slots", "words"),
     [
         ("do B-aa ba B-aa ki E-aa", r"test\.jsonl\.gz, line 3, has the tag 'B-aa' inside of a slot"),
+        ("do B-aa ba", r"test\.jsonl\.gz, line 3, has the tag 'B-aa' without its other end"),
         (" ", r"test\.jsonl\.gz, line 3, has an empty transcript"),
     ],
 )

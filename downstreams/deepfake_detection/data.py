@@ -51,6 +51,7 @@ def prepare_set(corpus: Corpus, config: SpoofConfig) -> Corpus:
     items = make_plan(corpus, config, attacks)
     dropped = _make(items, folder, config)
     splits = _clips(items, folder, config)
+    _check_classes(splits, corpus.root)
     extra = {"config": asdict(config), "left_out": left_out, "made_from": corpus.fingerprint}
     extra["cues"] = shortcut_audit(TaskData({split: _utterances(clips, folder) for split, clips in splits.items()}))
     sources = [_attack_info(a, splits, dropped) for a in attacks]
@@ -180,6 +181,26 @@ def _clips(items: Sequence[Item], folder: Path, config: SpoofConfig) -> dict[str
         if (item.split, item.original.id) in real:
             splits[item.split].append(_clip(item, folder, config))
     return splits
+
+
+def _check_classes(splits: Mapping[str, Sequence[Clip]], root: Path) -> None:
+    """Sees that no class is without an example.
+
+    Raises:
+        SpeechsslError: a split without real or spoofed speech, or a test without an unseen attack.
+    """
+    for split, clips in splits.items():
+        real = sum(clip.custom["attack"] == BONA_FIDE for clip in clips)
+        kinds = {"real speech": real, "spoofed speech": len(clips) - real}
+        if split == "test":
+            kinds["speech of unseen attacks"] = sum(not clip.custom["seen"] for clip in clips)
+        absent = next((kind for kind, count in kinds.items() if not count), None)
+        if absent:
+            raise SpeechsslError(
+                f"No {absent} could be made for '{split}' of {root}: choose attacks that speak the languages of the "
+                "corpus (`spoof.seen`, `spoof.unseen`), or lower `spoof.conditioning.seconds`; --debug says of each "
+                "utterance why."
+            )
 
 
 def _utterances(clips: Sequence[Clip], folder: Path) -> list[Utterance]:

@@ -13,7 +13,7 @@ from downstreams.deepfake_detection.attacks import Attack
 from downstreams.deepfake_detection.conditioning import SAMPLE_RATE, trim_silence
 from downstreams.deepfake_detection.config import ConditioningConfig, SplitSize, SpoofConfig
 from speechssl.audio import read_audio
-from speechssl.data.corpus import Corpus
+from speechssl.data.corpus import Corpus, where_is
 from speechssl.errors import SpeechsslError
 from speechssl.types import Utterance
 
@@ -55,17 +55,24 @@ def make_plan(corpus: Corpus, config: SpoofConfig, attacks: Sequence[Attack]) ->
     """
     items: list[Item] = []
     for split, size in zip(SPLITS, (config.train, config.dev, config.test), strict=True):
-        real = choose_real(corpus.utterances(split), size.real, config.conditioning, seed=config.seed)
+        everything = corpus.utterances(split)
+        real = choose_real(everything, size.real, config.conditioning, seed=config.seed)
+        untold = [u.id for u in everything if not _is_told(u)]
+        if untold:
+            message = "%s is the first of %d utterances in '%s' without a transcript, which take no part"
+            logger.info(message, where_is(corpus.root, split, untold[0]), len(untold), split)
         if not real:
             raise SpeechsslError(
                 f"The corpus {corpus.root} has no transcribed utterance of {config.conditioning.seconds} s or "
-                f"more in its {split} split: prepare a larger one, or lower spoof.conditioning.seconds."
+                f"more in '{split}': prepare a larger one, or lower spoof.conditioning.seconds."
             )
         if len(real) < size.real:
             logger.info("Only %d of %d wanted real utterances are long enough in %s", len(real), size.real, split)
         items.extend(Item(split, BONA_FIDE, utterance) for utterance in real)
         for attack in attacks:
             if split == "test" or attack.name in config.seen:
+                if not any(attack.covers(str(u.labels.get("language", ""))) for u in real):
+                    logger.warning("The attack '%s' speaks no language of '%s' of %s", attack.name, split, corpus.root)
                 items.extend(_items(attack, split, real, size, seen=attack.name in config.seen))
     return items
 
@@ -97,11 +104,15 @@ def choose_real(
     """Takes up to `count` transcribed utterances with enough speech, one language after the other in turn."""
     by_language: dict[str, list[Utterance]] = defaultdict(list)
     for utterance in sorted(utterances, key=lambda u: hashlib.sha256(f"{seed} {u.id}".encode()).digest()):
-        if utterance.labels.get("text") and (utterance.duration or 0.0) >= config.seconds:
+        if _is_told(utterance) and (utterance.duration or 0.0) >= config.seconds:
             by_language[str(utterance.labels.get("language", ""))].append(utterance)
     columns = [by_language[language] for language in sorted(by_language)]
     in_turn = (u for u in chain.from_iterable(zip_longest(*columns)) if u is not None)
     return list(islice((u for u in in_turn if _has_speech(u, config)), count))
+
+
+def _is_told(utterance: Utterance) -> bool:
+    return bool(str(utterance.labels.get("text") or "").strip())
 
 
 def _has_speech(utterance: Utterance, config: ConditioningConfig) -> bool:

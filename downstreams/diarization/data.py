@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from speechssl.audio import audio_info
-from speechssl.data.corpus import Corpus
+from speechssl.data.corpus import Corpus, where_is
 from speechssl.errors import ManifestError
 from speechssl.metric.segments import Segment
 from speechssl.mixing.simulate import simulate
@@ -35,7 +35,7 @@ def read_splits(corpus: Corpus, config: DiarizationConfig) -> Mapping[str, list[
     splits: dict[str, list[Utterance]] = {}
     for split in ("train", "dev", "test"):
         found = corpus.utterances(split) if made is None else made[split]
-        whole = [with_duration(_checked(u, corpus, config)) for u in found]
+        whole = [with_duration(_checked(u, corpus, split, config)) for u in found]
         if split == "train":
             splits[split] = [piece for u in whole for piece in cut(u, config.chunk)]
             logger.info("diarization train: %d recordings, %d pieces", len(whole), len(splits[split]))
@@ -96,25 +96,28 @@ def activity_of(utterance: Utterance, *, frames: int, frame_rate: float, num_spe
     return labels
 
 
-def _checked(utterance: Utterance, corpus: Corpus, config: DiarizationConfig) -> Utterance:
+def _checked(utterance: Utterance, corpus: Corpus, split: str, config: DiarizationConfig) -> Utterance:
+    wrong = _what_is_wrong(utterance, config)
+    if wrong:
+        raise ManifestError(f"{where_is(corpus.root, split, utterance.id)} has the recording '{utterance.id}' {wrong}")
+    return utterance
+
+
+def _what_is_wrong(utterance: Utterance, config: DiarizationConfig) -> str:
+    """The end of a sentence; '' = nothing."""
     segments: Any = utterance.labels.get("segments")
-    where = f"The recording '{utterance.id}' of {corpus.root}"
     if segments is None:
-        raise ManifestError(
-            f"{where} has no label `segments`: diarization needs [speaker, begin, end] for each, or `simulate`."
-        )
+        return "without the label `segments`: diarization needs [speaker, begin, end] for each, or `simulate`."
     for segment in segments:
         if not _is_segment(segment):
-            raise ManifestError(f"{where} has {segment!r} among its `segments`: it must be [speaker, begin, end].")
+            return f"with {segment!r} among its `segments`: it must be [speaker, begin, end]."
+        if utterance.duration is not None and segment[1] >= utterance.duration:
+            return f"with {segment!r} among its `segments`, which begins after its {utterance.duration:g} s: mend it."
     names = {str(speaker) for speaker, _, _ in segments}
     if len(names) > config.num_speakers:
-        raise ManifestError(
-            f"{where} has {len(names)} speakers: set `num_speakers` to at least that (it is {config.num_speakers})."
-        )
+        return f"with {len(names)} speakers: set `num_speakers` to at least that (it is {config.num_speakers})."
     unwritable = [name for name in (utterance.id, *names) if name.split() != [name]]
-    if unwritable:
-        raise ManifestError(f"{where} has the name '{unwritable[0]}', which RTTM can't hold: make it one word.")
-    return utterance
+    return f"with the name '{unwritable[0]}', which RTTM can't hold: make it one word." if unwritable else ""
 
 
 def _is_segment(segment: Any) -> bool:

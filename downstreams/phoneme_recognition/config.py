@@ -33,6 +33,8 @@ class PhonemeConfig(CtcConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(set(self.inventory or ())) != len(self.inventory or ()):
+            raise ConfigError("`inventory` must have distinct phonemes.")
         if self.phones != "lexicon" and self.lexicon:
             raise ConfigError(f"`lexicon` is for `phones=lexicon`, but `phones` is {self.phones}: leave one out.")
 

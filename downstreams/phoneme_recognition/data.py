@@ -6,8 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from speechssl.ctc.data import where_is
-from speechssl.data.corpus import Corpus
+from speechssl.data.corpus import Corpus, where_is
 from speechssl.data.espeak import open_espeak
 from speechssl.decode.lexicon import read_rows
 from speechssl.errors import ConfigError, ManifestError, SpeechsslError
@@ -15,6 +14,8 @@ from speechssl.types import Utterance
 
 logger = logging.getLogger(__name__)
 NAMED = 5  # unknown words that a message names
+LOOKED_UP = "add them to a file in `lexicon`"
+ALOUD = "eSpeak NG reads the texts, so leave such languages out of `languages`"
 
 
 class Unknown(Exception):
@@ -108,8 +109,12 @@ def add_phones(
     pronounce: Callable[[Utterance], str],
     *,
     leave_out_unknown: bool,
+    remedy: str,
 ) -> dict[str, list[Utterance]]:
     """The utterances with their phonemes as the label 'phones'.
+
+    Args:
+        remedy: what can be done about utterances whose phonemes are not known.
 
     Raises:
         ManifestError: what `pronounce` does not know, unless those utterances are left out; or none is left.
@@ -128,18 +133,32 @@ def add_phones(
             else:
                 known.append(replace(utterance, labels={**utterance.labels, "phones": phones}))
         if unknown:
-            _say(corpus, split, unknown, first=first, left=len(known) if leave_out_unknown else 0)
+            names = ", ".join(f"'{what}'" for what, _ in unknown.most_common(NAMED))
+            where = where_is(corpus.root, split, first)
+            if not leave_out_unknown or not known:
+                raise ManifestError(
+                    f"{where} is the first of {unknown.total()} utterances in '{split}' whose phonemes are not known, "
+                    f"for {names}: {remedy}{'' if leave_out_unknown else ', or set `leave_out_unknown=true`'}."
+                )
+            message = "phonemes %s: %d utterances are left out for %s; the first is %s"
+            logger.warning(message, split, unknown.total(), names, where.removesuffix(","))
         found[split] = known
     return found
 
 
-def _say(corpus: Corpus, split: str, unknown: Counter[str], *, first: str, left: int) -> None:
-    """Counts what is left out, or refuses it where nothing is left."""
-    names = ", ".join(f"'{what}'" for what, _ in unknown.most_common(NAMED))
-    if left:
-        logger.warning("phonemes %s: %d utterances are left out for %s", split, unknown.total(), names)
-        return
-    raise ManifestError(
-        f"{where_is(corpus, split, first)} is the first of {unknown.total()} utterances in '{split}' whose phonemes "
-        f"are not known, for {names}: add them to a file in `lexicon`, or set `leave_out_unknown=true`."
-    )
+def check_inventory(corpus: Corpus, splits: Mapping[str, Sequence[Utterance]], inventory: Collection[str]) -> None:
+    """Sees that all phonemes are known.
+
+    Raises:
+        ManifestError: one is not; the message says where.
+    """
+    known = frozenset(inventory)
+    for split, utterances in splits.items():
+        for utterance in utterances:
+            strange = [phone for phone in str(utterance.labels["phones"]).split() if phone not in known]
+            if strange:
+                raise ManifestError(
+                    f"{where_is(corpus.root, split, utterance.id)} has the phoneme '{strange[0]}' in '{utterance.id}', "
+                    "which is not in `inventory`: mend it, or set `inventory=null` for the phonemes of the training "
+                    "utterances."
+                )

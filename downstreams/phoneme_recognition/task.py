@@ -12,14 +12,13 @@ from speechssl.ctc.data import read_splits, write_transcripts
 from speechssl.ctc.task import CtcTask, examples, language_of
 from speechssl.ctc.vocabulary import Vocabulary, Words, find_words
 from speechssl.data.corpus import Corpus
-from speechssl.errors import ConfigError, ManifestError
 from speechssl.metric.transcription import word_errors
 from speechssl.result import Evaluation
 from speechssl.task import TaskData
 from speechssl.types import Utterance
 
 from .config import PhonemeConfig
-from .data import add_phones, read_aloud, read_lexicon
+from .data import ALOUD, LOOKED_UP, add_phones, check_inventory, read_aloud, read_lexicon
 
 
 class PhonemeRecognition(CtcTask):
@@ -34,27 +33,23 @@ class PhonemeRecognition(CtcTask):
     def read(self, corpus: Corpus) -> Mapping[str, Sequence[Utterance]]:
         config = self.config
         if config.phones == "labels":
-            return read_splits(corpus, config, task=self.name, key="phones")
-        pronounce = read_aloud
-        if config.phones == "lexicon":
-            pronounce = read_lexicon(config.lexicon, inventory=config.inventory).pronounce
-        splits = read_splits(corpus, config, task=self.name)
-        return add_phones(corpus, splits, pronounce, leave_out_unknown=config.leave_out_unknown)
+            splits = read_splits(corpus, config, task=self.name, key="phones")
+        else:
+            pronounce, remedy = read_aloud, ALOUD
+            if config.phones == "lexicon":
+                pronounce, remedy = read_lexicon(config.lexicon, inventory=config.inventory).pronounce, LOOKED_UP
+            spoken = read_splits(corpus, config, task=self.name)
+            leave_out = config.leave_out_unknown
+            splits = add_phones(corpus, spoken, pronounce, leave_out_unknown=leave_out, remedy=remedy)
+        if config.inventory is not None:
+            check_inventory(corpus, splits, config.inventory)
+        return splits
 
     @override
     def make_vocabulary(self, utterances: Sequence[Utterance]) -> Vocabulary:
-        found = find_words(self.text_of(u) for u in utterances)
         inventory = self.config.inventory
         if inventory is None:
-            return found
-        if len(set(inventory)) != len(inventory):
-            raise ConfigError("`inventory` must have distinct phonemes.")
-        strange = [phone for phone in found.words if phone not in inventory]
-        if strange:
-            raise ManifestError(
-                f"Training utterances have the phoneme '{strange[0]}', which is not in `inventory`: mend them, or set "
-                "`inventory=null` for the phonemes of the training utterances."
-            )
+            return find_words(self.text_of(u) for u in utterances)
         return Words(tuple(inventory))
 
     @override

@@ -7,6 +7,7 @@ features of all three are needed.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,8 +81,10 @@ def read_splits(corpus: Corpus, config: QueryByExampleConfig) -> tuple[dict[str,
             truths[split] = _by_lists(corpus, split, queries, documents, config)
         seen = {query for query, _ in truths[split].pairs}
         if not seen:
+            told = f"by the list ground_truth_{split}" if config.truth == "lists" else "by the transcripts"
             raise ManifestError(
-                f"No query of '{split}' occurs in '{config.documents}' of {corpus.root}: nothing can be found there."
+                f"No query of '{split}' occurs in '{config.documents}' of {corpus.root} {told}: nothing can be found "
+                "there, so choose other `documents`, or another `truth`."
             )
         message = "query by example %s: %d queries, of which %d occur, in %d of %d documents"
         held = len({document for _, document in truths[split].pairs})
@@ -99,7 +102,11 @@ def _spoken(corpus: Corpus, split: str, config: QueryByExampleConfig) -> list[Ut
         if untold > len(kept):
             logger.info("query by example %s: %d utterances have no transcript", split, untold - len(kept))
     if not kept:
-        raise ManifestError(f"The corpus {corpus.root} has no utterance in '{split}' for these settings.")
+        needs = "with a transcript (`truth=text`)" if config.truth == "text" else "of any kind"
+        raise ManifestError(
+            f"The corpus {corpus.root} has no utterance in '{split}' {needs} in "
+            f"{', '.join(config.languages or ('any language',))}: set `languages` or `documents`, or take another."
+        )
     return kept
 
 
@@ -150,8 +157,8 @@ def _by_lists(
     files: Mapping[str, str] = corpus.info.get("files", {})
     if f"{name}_whole" in files and "documents_whole" in files:
         columns = tuple(line.strip() for _, line in read_lines(corpus.root / files["documents_whole"]))
-        lines = [line.split() for _, line in read_lines(corpus.root / files[f"{name}_whole"])]
-        return Truth(own, WholeSet(columns, frozenset((line[0], line[-1]) for line in lines)))
+        whole = frozenset(pair for _, pair in _pair_lines(corpus.root / files[f"{name}_whole"]))
+        return Truth(own, WholeSet(columns, whole))
     return Truth(own, None if chosen == known else WholeSet(tuple(sorted(known[1])), pairs))
 
 
@@ -163,16 +170,22 @@ def _read_pairs(corpus: Corpus, name: str, queries: set[str], documents: set[str
             "`truth=text` for a corpus with transcripts."
         )
     lost = 0
-    for where, line in read_lines(corpus.root / files[name]):
-        values = line.split()
-        if len(values) != 2:
-            raise ManifestError(f"{where} is '{line.strip()}', but must be a query and a document.")
+    for where, values in _pair_lines(corpus.root / files[name]):
         if not corpus.left_out.isdisjoint(values):
             lost += 1
             continue
         for value, there, what in zip(values, (queries, documents), ("query", "document"), strict=True):
             if value not in there:
                 raise ManifestError(f"{where} names the {what} '{value}', which the corpus lacks: prepare it again.")
-        yield values[0], values[1]
+        yield values
     if lost:
         logger.warning("%d lines of %s name utterances that are left out", lost, name)
+
+
+def _pair_lines(path: Path) -> Iterator[tuple[str, Pair]]:
+    """Where a pair stands, and the pair."""
+    for where, line in read_lines(path):
+        values = line.split()
+        if len(values) != 2:
+            raise ManifestError(f"{where} is '{line.strip()}', but must be a query and a document: mend it.")
+        yield where, (values[0], values[1])

@@ -1,6 +1,6 @@
 """Slot filling: characters and tags of slots by CTC, greedy decoding, F1 of slot types and error rates of values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from speechssl.ctc.data import where_is, write_transcripts
+from speechssl.ctc.data import write_transcripts
 from speechssl.ctc.task import CtcTask, examples, vocabulary_of
 from speechssl.ctc.vocabulary import Vocabulary
-from speechssl.data.corpus import Corpus
+from speechssl.data.corpus import Corpus, where_is
 from speechssl.decode.ctc import greedy_decode
 from speechssl.errors import ManifestError
 from speechssl.metric.slots import (
     find_slots,
+    remove_slots,
     remove_tags,
     slot_edit_f1,
     slot_type_f1,
@@ -47,9 +48,11 @@ class SlotFilling(CtcTask):
     @override
     def read(self, corpus: Corpus) -> Mapping[str, Sequence[Utterance]]:
         splits = super().read(corpus)
+        texts = (self.text_of(u) for utterances in splits.values() for u in utterances)
+        names = {slot.name for text in texts for slot in find_slots(text)}
         for split, utterances in splits.items():
             for utterance in utterances:
-                self._check_tags(corpus, split, utterance)
+                self._check_tags(corpus, split, utterance, names)
             if not any(find_slots(self.text_of(u)) for u in utterances):
                 raise ManifestError(
                     f"The corpus {corpus.root} has no slot in '{split}': `slots` must be texts such as "
@@ -120,16 +123,21 @@ class SlotFilling(CtcTask):
             found[utterance.path] = {"text": " ".join(remove_tags(tagged).split()), "slots": slots}
         return found
 
-    def _check_tags(self, corpus: Corpus, split: str, utterance: Utterance) -> None:
-        """A tag inside of a value is a mistake of the corpus."""
-        slots = find_slots(self.text_of(utterance))
+    def _check_tags(self, corpus: Corpus, split: str, utterance: Utterance, names: Collection[str]) -> None:
+        """A tag inside of a value, or without its other end, is a mistake of the corpus.
+
+        Args:
+            names: of all slots of the corpus.
+        """
+        text = self.text_of(utterance)
+        slots = find_slots(text)
         tags = {mark + slot.name for slot in slots for mark in (BEGIN, END)}
         inside = [word for slot in slots for word in slot.value.split() if word in tags]
-        if inside:
-            raise ManifestError(
-                f"{where_is(corpus, split, utterance.id)} has the tag '{inside[0]}' inside of a slot of "
-                f"'{utterance.id}': mend its `slots`."
-            )
+        outside = [w for w in remove_slots(text).split() if w[:2] in (BEGIN, END) and w[2:] in names]
+        if inside or outside:
+            found = f"'{inside[0]}' inside of a slot" if inside else f"'{outside[0]}' without its other end"
+            where = where_is(corpus.root, split, utterance.id)
+            raise ManifestError(f"{where} has the tag {found} in '{utterance.id}': mend its `slots`.")
 
 
 def _count_units(text: str) -> int:

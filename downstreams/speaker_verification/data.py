@@ -7,15 +7,15 @@ speakers apart by their language. Where a corpus has an official list of trials,
 """
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 
 import torch
 
 from speechssl.data.batching import derive_seed, make_generator
-from speechssl.data.corpus import Corpus
+from speechssl.data.corpus import Corpus, where_is
 from speechssl.errors import ManifestError
 from speechssl.text_files import read_lines
 from speechssl.types import Utterance
@@ -28,6 +28,7 @@ WITHIN, ACROSS, LISTED = "within language", "across languages", "official list"
 OFFICIAL = ("veri_test2", "voxceleb1_test_v2")
 """VoxCeleb1's cleaned list, which is SUPERB's, under the names that its publisher and S3PRL give it."""
 PAIRS = "pairs"
+NAMED = 5  # speakers that a message names
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,10 @@ def read_splits(corpus: Corpus, config: SpeakerVerificationConfig) -> Mapping[st
         if len(speakers_of(chosen)) < 2:
             raise ManifestError(
                 f"The corpus {corpus.root} has {len(speakers_of(chosen))} speakers in 'speaker_{split}' for these "
-                "settings: speaker verification needs at least two."
+                "settings: speaker verification needs at least two, so prepare a larger one, or widen `languages`."
             )
+        if split == "dev" or (split == "test" and listed is None):
+            check_pairs(chosen, f"'speaker_{split}' of {corpus.root}")
         if split == "train":
             # A corpus that was prepared anew has another fingerprint, and its copies another folder.
             chosen = with_speeds(chosen, config.speeds, corpus.root / "speaker_verification" / corpus.fingerprint[:16])
@@ -76,7 +79,12 @@ def read_splits(corpus: Corpus, config: SpeakerVerificationConfig) -> Mapping[st
     for first, second in combinations(splits, 2):
         shared = set(speakers_of(splits[first])) & set(speakers_of(splits[second]))
         if shared:
-            raise ManifestError(f"Speaker '{min(shared)}' is in 'speaker_{first}' and 'speaker_{second}': split again.")
+            name = min(shared)
+            told = next(u.id for u in splits[second] if str(u.labels["speaker"]) == name)
+            raise ManifestError(
+                f"{where_is(corpus.root, f'speaker_{second}', told)} has an utterance of '{name}', who is in "
+                f"'speaker_{first}' too: split again, so that each speaker is in one of them."
+            )
     return splits
 
 
@@ -136,6 +144,37 @@ def speakers_of(utterances: Sequence[Utterance]) -> tuple[str, ...]:
     return tuple(sorted({str(u.labels["speaker"]) for u in utterances}))
 
 
+def check_pairs(utterances: Sequence[Utterance], where: str) -> None:
+    """Says who has a single utterance, and so is in no target trial.
+
+    Args:
+        where: the utterances are, for messages.
+
+    Raises:
+        ManifestError: pairs of them are no trials of both kinds.
+    """
+    counts = Counter(str(u.labels["speaker"]) for u in utterances)
+    alone = sorted(speaker for speaker, count in counts.items() if count == 1)
+    if alone:
+        names = ", ".join(f"'{name}'" for name in alone[:NAMED]) + ", ..." * (len(alone) > NAMED)
+        message = "%d of %d speakers in %s have one utterance, and so no target trial: %s"
+        logger.warning(message, len(alone), len(counts), where, names)
+    groups = Counter((str(u.labels.get("language")), str(u.labels["speaker"])) for u in utterances)
+    spoken = Counter(language for language, _ in groups)
+    found: set[tuple[str, bool]] = set()
+    for first, second in combinations_with_replacement(sorted(groups), 2):
+        if first == second and groups[first] < 2:
+            continue
+        within = first[0] == second[0] and spoken[first[0]] > 1
+        found.add((WITHIN if within else ACROSS, first[1] == second[1]))
+        if any({(kind, True), (kind, False)} <= found for kind in (WITHIN, ACROSS)):
+            return
+    raise ManifestError(
+        f"There are no trials of both kinds, of one and of two speakers, in {where}: it needs two speakers of a "
+        "language with two utterances each."
+    )
+
+
 def make_trials(utterances: Sequence[Utterance], *, max_trials: int) -> list[Trial]:
     """All pairs, or an even draw of `max_trials` where a kind has more of a label; the same on every machine.
 
@@ -154,7 +193,11 @@ def make_trials(utterances: Sequence[Utterance], *, max_trials: int) -> list[Tri
         pools[kind, target].append(Trial(first, second, target, kind))
     trials: list[Trial] = []
     for (kind, target), pool in pools.items():
-        trials.extend(_draw(pool, max_trials, f"{kind} {target}"))
+        drawn = _draw(pool, max_trials, f"{kind} {target}")
+        if len(drawn) < len(pool):
+            message = "speaker verification: %d of %d %s trials %s are drawn (`max_trials`)"
+            logger.info(message, len(drawn), len(pool), "target" if target else "non-target", kind)
+        trials.extend(drawn)
     if not any(len({t.target for t in trials if t.kind == kind}) == 2 for kind in (WITHIN, ACROSS)):
         raise ManifestError(
             "There are no trials of both kinds: each split needs two speakers with two utterances each."

@@ -6,17 +6,20 @@ and seed converts the same pairs.
 
 import hashlib
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from downstreams.voice_conversion.config import VoiceConversionConfig
-from speechssl.data.corpus import Corpus
+from speechssl.data.corpus import Corpus, where_is
 from speechssl.errors import SpeechsslError
 from speechssl.task import TaskData
 from speechssl.types import Utterance
 
+logger = logging.getLogger(__name__)
 SPLITS = ("dev", "test")
 SHORTEST = 0.8
 """Seconds; shorter clips hold too little speech for the head, the references and the judge of voices."""
@@ -81,10 +84,14 @@ def make_data(corpus: Corpus, config: VoiceConversionConfig) -> TaskData:
     Raises:
         SpeechsslError: the corpus has no sources or no targets of this kind.
     """
-    splits = {name: [u for u in corpus.utterances(name) if _duration(u) >= SHORTEST] for name in ("train", *SPLITS)}
-    sources = {name: _sources(splits[name], name, config) for name in SPLITS}
+    splits = {name: _long_enough(corpus, name) for name in ("train", *SPLITS)}
+    sources = {name: _sources(splits[name], name, config, corpus.root) for name in SPLITS}
+    if config.judges != "none":
+        sources = {
+            name: _with_known_voices(found, splits["train"], config, corpus.root) for name, found in sources.items()
+        }
     speakers = sorted({str(u.labels["speaker"]) for found in sources.values() for u in found})
-    targets = _targets(splits, set(speakers), config)
+    targets = _targets(splits, set(speakers), config, corpus.root)
     known = {s: _spoken_by(s, splits["train"], config) for s in speakers}
     counts = {"dev": config.dev_pairs, "test": config.test_pairs}
     plan = Plan(targets, known, {name: _pairs(sources[name], targets, counts[name]) for name in SPLITS})
@@ -94,22 +101,55 @@ def make_data(corpus: Corpus, config: VoiceConversionConfig) -> TaskData:
     return TaskData(by_split, {"plan": plan, "corpus_root": corpus.root, "corpus_fingerprint": corpus.fingerprint})
 
 
-def _sources(utterances: Iterable[Utterance], split: str, config: VoiceConversionConfig) -> list[Utterance]:
+def _long_enough(corpus: Corpus, split: str) -> list[Utterance]:
+    everything = corpus.utterances(split)
+    kept = [u for u in everything if _duration(u) >= SHORTEST]
+    if len(kept) < len(everything):
+        message = "voice conversion %s: %d of %d utterances are below %g s and take no part"
+        logger.info(message, split, len(everything) - len(kept), len(everything), SHORTEST)
+    return kept
+
+
+def _sources(utterances: Sequence[Utterance], split: str, config: VoiceConversionConfig, root: Path) -> list[Utterance]:
     shortest, longest = config.source_seconds
     found = [
         u
         for u in utterances
-        if u.labels.get("language") == config.language
-        and u.labels.get("text")
-        and u.labels.get("speaker")
-        and shortest <= _duration(u) <= longest
+        if u.labels.get("language") == config.language and _is_told(u) and shortest <= _duration(u) <= longest
     ]
     if not found:
         raise SpeechsslError(
             f"Voice conversion needs sources of {shortest}-{longest} s in '{config.language}' with text and speaker, "
-            f"but the corpus has none in '{split}': set `language` or `source_seconds`."
+            f"but the corpus {root} has none in '{split}' (manifests/{split}.jsonl.gz): set `language` or "
+            "`source_seconds`."
         )
+    untold = [u for u in utterances if u.labels.get("language") == config.language and not _is_told(u)]
+    if untold:
+        message = "%s is the first of %d utterances of '%s' in '%s' without text or speaker, which are no sources"
+        logger.info(message, where_is(root, split, untold[0].id), len(untold), config.language, split)
     return _shuffled(found)
+
+
+def _is_told(utterance: Utterance) -> bool:
+    return bool(str(utterance.labels.get("text") or "").strip() and utterance.labels.get("speaker"))
+
+
+def _with_known_voices(
+    sources: Sequence[Utterance], train: Sequence[Utterance], config: VoiceConversionConfig, root: Path
+) -> list[Utterance]:
+    """The sources whose speakers have other speech, by which the judge of voices knows them."""
+    heard = {u.labels.get("speaker") for u in train if u.labels.get("language") == config.language}
+    kept = [u for u in sources if u.labels["speaker"] in heard]
+    strangers = sorted({str(u.labels["speaker"]) for u in sources} - {str(name) for name in heard})
+    if not kept:
+        raise SpeechsslError(
+            f"No speaker of the sources, such as '{strangers[0]}', has an utterance in 'train' of {root} by which the "
+            "judge of voices could know him: prepare a corpus with several utterances of each, or set `judges=none`."
+        )
+    if strangers:
+        message = "voice conversion: %d sources are left out, since 'train' has nothing of their speakers, such as '%s'"
+        logger.warning(message, len(sources) - len(kept), strangers[0])
+    return kept
 
 
 def _spoken_by(speaker: str, utterances: Iterable[Utterance], config: VoiceConversionConfig) -> tuple[Utterance, ...]:
@@ -120,7 +160,7 @@ def _spoken_by(speaker: str, utterances: Iterable[Utterance], config: VoiceConve
 
 
 def _targets(
-    splits: Mapping[str, Sequence[Utterance]], source_speakers: set[str], config: VoiceConversionConfig
+    splits: Mapping[str, Sequence[Utterance]], source_speakers: set[str], config: VoiceConversionConfig, root: Path
 ) -> dict[str, Target]:
     """The speakers with the most train-split speech, in that order; nobody is converted to a source's own voice."""
     by_speaker: dict[str, list[Utterance]] = defaultdict(list)
@@ -139,9 +179,15 @@ def _targets(
             targets[speaker] = Target(speaker, tuple(reference), tuple(profile), tuple(held_out[:2]))
     if not targets:
         raise SpeechsslError(
-            f"No speaker but the sources' has {config.reference_seconds:.0f} s of train-split speech beside "
-            f"{config.profile_utterances} profile utterances: lower `reference_seconds`."
+            f"No speaker but the sources' has {config.reference_seconds:.0f} s of speech in 'train' of {root} beside "
+            f"{config.profile_utterances} profile utterances, and some in 'dev' or 'test': lower `reference_seconds`."
         )
+    lacking = [speaker for speaker in ranked[: config.targets] if speaker not in targets]
+    if lacking:
+        message = "voice conversion: %d speakers have too little speech to be targets, which leaves %d: %s"
+        logger.warning(message, len(lacking), len(targets), ", ".join(lacking))
+    elif len(targets) < config.targets:
+        logger.warning("voice conversion: %d speakers can be targets, of %d wanted", len(targets), config.targets)
     return targets
 
 

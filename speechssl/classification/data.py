@@ -8,13 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 from speechssl.classification.config import ClassificationConfig
-from speechssl.data.corpus import Corpus
+from speechssl.data.corpus import Corpus, where_is
 from speechssl.data.seeds import derive_seed
 from speechssl.errors import ManifestError
 from speechssl.types import Utterance
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "dev", "test")
+NAMED = 5  # classes that a message names
 
 
 @dataclass(frozen=True)
@@ -57,38 +58,67 @@ def read_splits(
         ManifestError: as `choose_labelled`, or there is no such split.
     """
     everything = {split: corpus.utterances((names or {}).get(split, split)) for split in SPLITS}
-    return choose_labelled(everything, config, corpus.root)
+    return choose_labelled(everything, config, corpus.root, names)
 
 
 def choose_labelled(
-    everything: Mapping[str, Sequence[Utterance]], config: ClassificationConfig, root: Path
+    everything: Mapping[str, Sequence[Utterance]],
+    config: ClassificationConfig,
+    root: Path,
+    names: Mapping[str, str] | None = None,
 ) -> dict[str, list[Utterance]]:
     """The labelled ones of all utterances, as many as the config asks for.
 
     Args:
         root: folder of the corpus, for messages.
+        names: 'train', 'dev', 'test' -> the split of the corpus, where it has another name, for messages too.
 
     Raises:
         ManifestError: a split without a labelled utterance, or whose labels never occur in training.
     """
     splits: dict[str, list[Utterance]] = {}
     for split, utterances in everything.items():
-        labelled = [u for u in utterances if all(label_of(u, name) for name in config.fields)]
-        kept = [u for u in labelled if config.languages is None or u.labels.get("language") in config.languages]
-        if not kept:
-            raise ManifestError(
-                f"The corpus {root} has no utterance in '{split}' with {_list(config.fields)}"
-                f"{'' if config.languages is None else ' in ' + _list(config.languages)}: its labels are "
-                f"{_list(sorted({key for u in utterances for key in u.labels}))}."
-            )
+        kept = find_labelled(utterances, config, root, (names or {}).get(split, split))
         limit = config.max_train_utterances if split == "train" else config.max_eval_utterances
-        chosen = _subset(kept, config.fields, limit)
-        message = "classification %s: %d utterances of %d (%d without a label, %d not asked for)"
-        logger.info(
-            message, split, len(chosen), len(utterances), len(utterances) - len(labelled), len(labelled) - len(chosen)
+        splits[split] = _subset(kept, config.fields, limit)
+        logger.info("classification %s: %d utterances of %d", split, len(splits[split]), len(utterances))
+    return {**splits, **_with_known_classes(root, splits, config, names or {})}
+
+
+def find_labelled(
+    utterances: Sequence[Utterance], config: ClassificationConfig, root: Path, split: str
+) -> list[Utterance]:
+    """Those with all labels and of the languages that the config asks for; the others are counted in the log.
+
+    Args:
+        split: as the corpus calls it, for messages.
+
+    Raises:
+        ManifestError: none is left.
+    """
+    labelled: list[Utterance] = []
+    without: list[str] = []
+    for utterance in utterances:
+        if all(label_of(utterance, name) for name in config.fields):
+            labelled.append(utterance)
+        else:
+            without.append(utterance.id)
+    kept = [u for u in labelled if config.languages is None or u.labels.get("language") in config.languages]
+    if not kept:
+        if labelled:
+            known = f"its languages there are {_list(sorted({str(u.labels.get('language')) for u in labelled}))}"
+        else:
+            known = f"its labels are {_list(sorted({key for u in utterances for key in u.labels}))}"
+        raise ManifestError(
+            f"The corpus {root} has no utterance in '{split}' with {_list(config.fields)}"
+            f"{'' if config.languages is None else ' in ' + _list(config.languages)}: {known}; prepare a corpus that "
+            f"has them, or set `{'languages' if labelled else 'fields'}`."
         )
-        splits[split] = chosen
-    return {**splits, **_with_known_classes(root, splits, config)}
+    if without:
+        message = "%s is the first of %d utterances of %d in '%s' without %s, which take no part"
+        where = where_is(root, split, without[0])
+        logger.warning(message, where, len(without), len(utterances), split, " or ".join(map(repr, config.fields)))
+    return kept
 
 
 def make_classes(utterances: Iterable[Utterance], fields: Sequence[str]) -> Classes:
@@ -101,25 +131,34 @@ def make_classes(utterances: Iterable[Utterance], fields: Sequence[str]) -> Clas
 
 
 def _with_known_classes(
-    root: Path, splits: Mapping[str, Sequence[Utterance]], config: ClassificationConfig
+    root: Path, splits: Mapping[str, Sequence[Utterance]], config: ClassificationConfig, names: Mapping[str, str]
 ) -> dict[str, list[Utterance]]:
     """Dev and test, whose classes all occur in training."""
     trained = make_classes(splits["train"], config.fields).of_field
     for name, classes in trained.items():
         if len(classes) < 2:
-            raise ManifestError(f"The corpus {root} has one class of '{name}' in 'train': {classes[0]}.")
+            raise ManifestError(
+                f"The corpus {root} has one class of '{name}' in '{names.get('train', 'train')}', {_list(classes)}: a "
+                "classification needs two or more."
+            )
     known: dict[str, list[Utterance]] = {}
     for split in SPLITS[1:]:
         known[split] = [u for u in splits[split] if all(label_of(u, n) in trained[n] for n in config.fields)]
-        left = len(splits[split]) - len(known[split])
-        if left and not (config.leave_out_unknown and known[split]):
-            unknown = {label_of(u, n) for u in splits[split] for n in config.fields if label_of(u, n) not in trained[n]}
-            raise ManifestError(
-                f"The corpus {root} has {left} utterances in '{split}' of classes without a training example: "
-                f"{_list(sorted(unknown)[:5])}. Add some to 'train', or set `leave_out_unknown=true`."
-            )
-        if left:
-            logger.warning("classification %s: %d utterances of classes that training lacks are left out", split, left)
+        unknown = [u for u in splits[split] if not all(label_of(u, n) in trained[n] for n in config.fields)]
+        if not unknown:
+            continue
+        new = sorted({label_of(u, n) for u in unknown for n in config.fields if label_of(u, n) not in trained[n]})
+        called = names.get(split, split)
+        what = (
+            f"{where_is(root, called, unknown[0].id)} is the first of {len(unknown)} utterances in '{called}' of "
+            f"classes without a training example: {_list(new[:NAMED])}"
+            f"{f' and {len(new) - NAMED} more' if len(new) > NAMED else ''}"
+        )
+        if not config.leave_out_unknown:
+            raise ManifestError(f"{what}. Add some to 'train', or set `leave_out_unknown=true`.")
+        if not known[split]:
+            raise ManifestError(f"{what}. None of '{called}' is left without them: add some to 'train'.")
+        logger.warning("%s; they are left out", what)
     return known
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from speechssl.ctc.config import CtcConfig
-from speechssl.data.corpus import Corpus, iterate_manifest
+from speechssl.data.corpus import Corpus, where_is
 from speechssl.data.seeds import derive_seed
 from speechssl.errors import ManifestError
 from speechssl.files import replacing
@@ -63,12 +63,6 @@ def read_splits(corpus: Corpus, config: CtcConfig, *, task: str, key: str = "tex
     return splits
 
 
-def where_is(corpus: Corpus, split: str, name: str) -> str:
-    """'<manifest>, line <n>,' of an utterance: for messages, since it reads the manifest again."""
-    path = corpus.root / "manifests" / f"{split}.jsonl.gz"
-    return next((where for where, u in iterate_manifest(path, root=corpus.root) if u.id == name), f"{path}")
-
-
 def write_transcripts(path: Path, names: Iterable[str], references: Iterable[str], hypotheses: Iterable[str]) -> str:
     """Writes utterance, reference and hypothesis per line, with tabs between, and returns the name of the file."""
     rows = zip(names, references, hypotheses, strict=True)
@@ -80,19 +74,22 @@ def write_transcripts(path: Path, names: Iterable[str], references: Iterable[str
 
 
 def _check_empty(corpus: Corpus, config: CtcConfig, split: str, empty: Sequence[Utterance]) -> None:
-    if empty and not config.leave_out_empty:
-        raise ManifestError(
-            f"{where_is(corpus, split, empty[0].id)} has an empty transcript of '{empty[0].id}' "
-            f"({len(empty)} in '{split}'): mend it, or set `leave_out_empty=true`."
-        )
-    if empty:
-        logger.warning("%s: %d utterances with empty transcripts are left out", split, len(empty))
+    if not empty:
+        return
+    where = where_is(corpus.root, split, empty[0].id)
+    told = f"{where} has an empty transcript of '{empty[0].id}' ({len(empty)} in '{split}')"
+    if not config.leave_out_empty:
+        raise ManifestError(f"{told}: mend it, or set `leave_out_empty=true`.")
+    logger.warning("%s; these are left out", told)
 
 
 def _check_languages(corpus: Corpus, config: CtcConfig, split: str, utterances: Sequence[Utterance], key: str) -> None:
     found = Counter(str(u.labels.get("language")) for u in utterances)
     if not utterances:
-        raise ManifestError(f"The corpus {corpus.root} has no utterance in '{split}' with a transcript in '{key}'.")
+        raise ManifestError(
+            f"The corpus {corpus.root} has no utterance in '{split}' with a transcript in '{key}' "
+            f"(manifests/{split}.jsonl.gz): prepare a corpus that has them."
+        )
     for language in config.languages or ():
         if language not in found:
             raise ManifestError(

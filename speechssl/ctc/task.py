@@ -17,7 +17,7 @@ from speechssl.ctc.config import CtcConfig
 from speechssl.ctc.data import read_splits, transcript_of
 from speechssl.ctc.loss import mean_ctc_loss
 from speechssl.ctc.vocabulary import Vocabulary, vocabulary_from_state
-from speechssl.data.corpus import Corpus
+from speechssl.data.corpus import Corpus, where_is
 from speechssl.decode.ctc import greedy_decode
 from speechssl.head.recurrent import RecurrentHead
 from speechssl.result import MetricValue
@@ -54,8 +54,10 @@ class CtcTask(Task):
         for split in ("dev", "test"):
             unseen = vocabulary.unseen([self.text_of(u) for u in splits[split]])
             if unseen:
-                message = "%s %s: %d units never occur in training: %s"
-                logger.warning(message, self.name, split, sum(unseen.values()), " ".join(unseen))
+                first = next(u.id for u in splits[split] if vocabulary.unseen([self.text_of(u)]))
+                message = "%s has the first of %d units in '%s' that never occur in training, and are errors: %s"
+                where = where_is(corpus.root, split, first)
+                logger.warning(message, where, unseen.total(), split, " ".join(unseen))
         return TaskData(splits=splits, extra={"vocabulary": vocabulary})
 
     @override

@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from speechssl.errors import ManifestError, suggest
+from speechssl.errors import ManifestError, nearest
 from speechssl.types import Utterance
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,11 @@ class Corpus:
         """
         path = self.root / "manifests" / f"{split}.jsonl.gz"
         if not path.exists():
-            raise ManifestError(f"The corpus {self.root} has no split '{split}'.{suggest(split, self.splits())}")
+            raise ManifestError(
+                f"The corpus {self.root} has no split '{split}' (manifests/{split}.jsonl.gz), but has "
+                f"{', '.join(self.splits()) or 'none'}: prepare one with that split; docs/corpora.md says which corpus "
+                f"has which.{nearest(split, self.splits())}"
+            )
         return [u for u in read_manifest(path, root=self.root) if u.id not in self.left_out]
 
     def without(self, ids: Iterable[str]) -> "Corpus":
@@ -66,6 +70,18 @@ class Corpus:
             return self
         digest = hashlib.sha256("\n".join([self.fingerprint, *sorted(left_out)]).encode()).hexdigest()
         return replace(self, fingerprint=digest, left_out=left_out)
+
+
+def where_is(root: Path, split: str, name: str) -> str:
+    """'<manifest>, line <n>,' of an utterance of the corpus in `root`, for messages: it reads the manifest again.
+
+    Args:
+        split: as the corpus calls it; of an utterance that is not there, such as a piece of one, only the file is told.
+    """
+    path = root / "manifests" / f"{split}.jsonl.gz"
+    if not path.is_file():
+        return f"The corpus {root}"
+    return next((where for where, utterance in iterate_manifest(path, root=root) if utterance.id == name), f"{path}")
 
 
 def open_corpus(root: str | Path) -> Corpus:
@@ -79,7 +95,7 @@ def open_corpus(root: str | Path) -> Corpus:
     if not path.is_file():
         raise ManifestError(f"{root} is no corpus (it has no corpus.json): run `speechssl prepare demo {root}`.")
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = json.loads(path.read_bytes())
         if info["format"] != FORMAT:
             raise ManifestError(f"The corpus {root} has format {info['format']}, not {FORMAT}: prepare it again.")
         return Corpus(root.resolve(), info["name"], info["source"], info["fingerprint"], info)

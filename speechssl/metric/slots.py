@@ -61,6 +61,11 @@ def find_slots(text: str) -> list[Slot]:
     return [Slot(name, value) for name, value in SLOT.findall(re.sub(" +", " ", text))]
 
 
+def remove_slots(text: str) -> str:
+    """A tagged text without its slots and their values."""
+    return SLOT.sub(" ", re.sub(" +", " ", text))
+
+
 def remove_tags(text: str) -> str:
     """The words of a tagged text, with runs of blanks as one."""
     return re.sub(r" E-\S+", "", re.sub(r"B-\S+ ", "", re.sub(" +", " ", text)))

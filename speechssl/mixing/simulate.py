@@ -112,9 +112,14 @@ Voices = Mapping[str, Sequence[Utterance]]
 
 def _voices(corpus: Corpus, split: str) -> Voices:
     found: dict[str, list[Utterance]] = {}
-    for utterance in corpus.utterances(f"speaker_{split}"):
+    everything = corpus.utterances(f"speaker_{split}")
+    for utterance in everything:
         if utterance.labels.get("speaker") and (utterance.duration or 0.0) >= SHORTEST:
             found.setdefault(str(utterance.labels["speaker"]), []).append(utterance)
+    left_out = len(everything) - sum(map(len, found.values()))
+    if left_out:
+        message = "%d of %d utterances of 'speaker_%s' are below %g s or without a speaker, and are not mixed"
+        logger.info(message, left_out, len(everything), split, SHORTEST)
     if len(found) < 2:
         raise ManifestError(
             f"The corpus {corpus.root} has {len(found)} speakers with utterances of {SHORTEST} s or more in "

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from speechssl.audio import read_audio
-from speechssl.data.corpus import Corpus
+from speechssl.data.corpus import Corpus, where_is
 from speechssl.data.flac import write_flac
 from speechssl.errors import ManifestError
 from speechssl.head.mask import MaskHead
@@ -59,20 +59,25 @@ class MaskingTask(Task):
         made = None if self.config.simulate is None else simulate(corpus, self.kind, self.config.simulate)
         splits = {s: corpus.utterances(s) if made is None else made[s] for s in ("train", "dev", "test")}
         for split, utterances in splits.items():
+            if not utterances:
+                raise ManifestError(f"The corpus {corpus.root} has no utterance in '{split}': prepare it again.")
             for utterance in utterances:
-                self._check(utterance, f"'{split}' of {corpus.root}")
+                self._check(utterance, split, corpus.root)
         return TaskData(splits=splits)
 
-    def _check(self, utterance: Utterance, where: str) -> None:
+    def _check(self, utterance: Utterance, split: str, root: Path) -> None:
         sources = self.sources_of(utterance)
         if len(sources) != len(self.outputs):
             raise ManifestError(
-                f"'{utterance.id}' in {where} has {len(sources)} of {len(self.outputs)} sources in its labels: "
-                f"prepare a corpus for {self.name.replace('_', ' ')}, or set `simulate`."
+                f"{where_is(root, split, utterance.id)} has {len(sources)} of {len(self.outputs)} sources in the "
+                f"labels of '{utterance.id}': prepare a corpus for {self.name.replace('_', ' ')}, or set `simulate`."
             )
         for source in sources:
             if not Path(source).is_file():
-                raise ManifestError(f"The file {source}, a source of '{utterance.id}' in {where}, does not exist.")
+                raise ManifestError(
+                    f"{where_is(root, split, utterance.id)} names {source}, a source of '{utterance.id}' in '{split}', "
+                    "which does not exist: fetch it, or make the corpus again."
+                )
 
     @override
     def build_head(self, size: int, frame_rate: float, data: TaskData) -> nn.Module:
