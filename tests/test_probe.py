@@ -284,7 +284,7 @@ def test_shared_groups_are_refused_or_warned_of(corpus: Corpus, caplog: pytest.L
         check_groups(splits, config, corpus.root)
     check_groups(splits, dataclasses.replace(config, overlap="warn"), corpus.root)
     assert "share 8 values of 'speaker'" in caplog.text
-    with pytest.raises(ManifestError, match=r"50 of 50 utterances of .* have no 'city', the first is 'aa0-00'"):
+    with pytest.raises(ManifestError, match=r"'aa0-00' of .*line 1\) is the first of 50 of 50 that have no 'city'"):
         check_groups(splits, dataclasses.replace(config, group="city"), corpus.root)
 
 

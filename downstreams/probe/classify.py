@@ -33,7 +33,7 @@ class ClassProbe(Classification):
 
     def gather(self, everything: Mapping[str, Sequence[Utterance]], root: Path) -> TaskData:
         """Chooses what is labelled, and finds the classes."""
-        splits = choose_labelled(everything, self.config, root)
+        splits = choose_labelled(everything, self.config, root, {} if self.config.fold else self.config.splits)
         check_groups(splits, self.config, root)
         classes = make_classes(splits["train"], self.config.fields)
         return TaskData(splits, {"classes": classes, "weights": self._weights(splits["train"], classes)})

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from speechssl.classification.data import SPLITS, label_of
-from speechssl.data.corpus import Corpus
+from speechssl.classification.data import SPLITS, find_labelled, label_of
+from speechssl.data.corpus import Corpus, describe_utterance
 from speechssl.data.seeds import derive_seed
 from speechssl.errors import ManifestError
 from speechssl.types import Utterance
@@ -75,8 +75,8 @@ def _groups(utterances: Sequence[Utterance], config: ProbeConfig, root: Path) ->
     without = [u.id for u, group in zip(utterances, groups, strict=True) if not group]
     if without:
         raise ManifestError(
-            f"{len(without)} of {len(groups)} utterances of {root} have no '{config.group}', the first is "
-            f"'{without[0]}': label them, or set `group=null`."
+            f"{describe_utterance(root, without[0])} is the first of {len(without)} of {len(groups)} that have no "
+            f"'{config.group}': label them, or set `group=null`."
         )
     return groups
 
@@ -128,7 +128,7 @@ def finite_number(text: str, utterance: Utterance, name: str, root: Path) -> flo
         value = math.nan
     if not math.isfinite(value):
         raise ManifestError(
-            f"The utterance '{utterance.id}' of {root} has '{text}' as '{name}', but a regression needs a finite "
+            f"{describe_utterance(root, utterance.id)} has '{text}' as '{name}', but a regression needs a finite "
             "number: mend it, or leave the label empty."
         )
     return value
@@ -143,21 +143,16 @@ def choose_numbered(everything: Mapping[str, Sequence[Utterance]], config: Probe
     name = config.fields[0]
     splits: Splits = {}
     for split, utterances in everything.items():
-        labelled = [u for u in utterances if label_of(u, name)]
-        kept = [u for u in labelled if config.languages is None or u.labels.get("language") in config.languages]
-        if not kept:
-            raise ManifestError(
-                f"The corpus {root} has no utterance in '{split}' with '{name}': its labels are "
-                f"{_list(sorted({key for u in utterances for key in u.labels}))}."
-            )
+        kept = find_labelled(utterances, config, root, split if config.fold else config.splits.get(split, split))
         limit = config.max_train_utterances if split == "train" else config.max_eval_utterances
         chosen = set(sorted((u.id for u in kept), key=lambda i: derive_seed("number subset", i))[:limit])
         splits[split] = [u for u in kept if u.id in chosen]
         values = {number_of(u, name, root) for u in splits[split]}
         if split == "train" and len(values) < 2:
-            raise ManifestError(f"The corpus {root} has one value of '{name}' in 'train': {values.pop()}.")
-        message = "regression %s: %d utterances of %d (%d without '%s')"
-        logger.info(message, split, len(splits[split]), len(utterances), len(utterances) - len(labelled), name)
+            raise ManifestError(
+                f"The corpus {root} has one value of '{name}' in 'train': {values.pop()}; a regression needs two."
+            )
+        logger.info("regression %s: %d utterances of %d", split, len(splits[split]), len(utterances))
     return splits
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from speechssl.classification.data import label_of
-from speechssl.data.corpus import Corpus
+from speechssl.data.corpus import Corpus, describe_utterance
 from speechssl.errors import ManifestError
 from speechssl.files import replacing
 from speechssl.head.utterance import build_utterance_head
@@ -143,8 +143,8 @@ def _check_systems(splits: Mapping[str, Sequence[Utterance]], system: str, root:
         without = [u.id for u in splits[split] if not label_of(u, system)]
         if without:
             raise ManifestError(
-                f"{len(without)} utterances in '{split}' of {root} have no '{system}', the first is '{without[0]}': "
-                "label them, or set `system=null`."
+                f"{describe_utterance(root, without[0])} is the first of {len(without)} in '{split}' that have no "
+                f"'{system}': label them, or set `system=null`."
             )
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from speechssl.data.corpus import describe_utterance
 from speechssl.errors import ManifestError
 from speechssl.types import Utterance
 
@@ -86,8 +87,8 @@ def read_spans(utterance: Utterance, name: str, root: Path) -> list[Span]:
     entries: Any = utterance.labels.get(name)
     if entries is None or entries == "":
         return []
-    where = f"The utterance '{utterance.id}' of {root}"
     if not isinstance(entries, list):
+        where = describe_utterance(root, utterance.id)
         raise ManifestError(f"{where} has no list of {{start, end, value}} as '{name}': set `level=utterance`.")
     length = math.inf if utterance.duration is None else utterance.duration
     found = []
@@ -95,10 +96,12 @@ def read_spans(utterance: Utterance, name: str, root: Path) -> list[Span]:
         try:
             span = Span(float(entry["start"]), float(entry["end"]), entry["value"])
         except (KeyError, TypeError, ValueError) as error:
+            where = describe_utterance(root, utterance.id)
             raise ManifestError(
                 f"{where} has {entry!r} in '{name}', but a segment is {{start, end, value}} in seconds."
             ) from error
         if not (0 <= span.begin < span.end <= length + SLACK and span.begin < length):
+            where = describe_utterance(root, utterance.id)
             raise ManifestError(
                 f"{where} is {length:g} s long, but has '{name}' from {span.begin:g} s to {span.end:g} s."
             )

@@ -73,15 +73,27 @@ class Corpus:
 
 
 def where_is(root: Path, split: str, name: str) -> str:
-    """'<manifest>, line <n>,' of an utterance of the corpus in `root`, for messages: it reads the manifest again.
+    """'<manifest>, line <n>,' of an utterance of the corpus in `root`, for messages: it reads manifests again.
 
     Args:
-        split: as the corpus calls it; of an utterance that is not there, such as a piece of one, only the file is told.
+        split: whose manifest is looked into first, as the corpus calls it.
+        name: the id; of a piece of an utterance, '<id>#<n>'.
     """
-    path = root / "manifests" / f"{split}.jsonl.gz"
-    if not path.is_file():
-        return f"The corpus {root}"
-    return next((where for where, utterance in iterate_manifest(path, root=root) if utterance.id == name), f"{path}")
+    own = root / "manifests" / f"{split}.jsonl.gz"
+    wanted = {name, name.rpartition("#")[0]}
+    for path in dict.fromkeys((own, *sorted(own.parent.glob("*.jsonl.gz")))):
+        if path.is_file():
+            for where, utterance in iterate_manifest(path, root=root):
+                if utterance.id in wanted:
+                    return where
+    return f"The corpus {root}"
+
+
+def describe_utterance(root: Path, name: str) -> str:
+    """'The utterance '<id>' of <corpus> (manifests/<split>.jsonl.gz, line <n>)', for messages, as `where_is`."""
+    where = where_is(root, "", name)
+    place = f" ({where.removeprefix(f'{root}/').removesuffix(',')})" if where.endswith(",") else ""
+    return f"The utterance '{name}' of {root}{place}"
 
 
 def open_corpus(root: str | Path) -> Corpus:

@@ -168,6 +168,19 @@ def a_lexicon_without_a_word(root: Path) -> Sequence[str]:
     return (f"lexicon=[{path}]",)
 
 
+def odd_segment(**change: object) -> Harm:
+    """Half a second of each utterance has a label, but in line 3 of dev it is another."""
+
+    def harm(root: Path) -> None:
+        for split in ("train", "dev", "test"):
+            edit(
+                root, split, lambda number, s: put(s, "quality", [{"start": 0, "end": 0.5, "value": "ab"[number % 2]}])
+            )
+        label("dev", "quality", [{"start": 0, "end": 0.5, "value": "a", **change}])(root)
+
+    return harm
+
+
 NO_DEV = r"The corpus \S+/corpus has no split '{dev}'.*(prepare one with that split|name it with `splits`)"
 LINE = r"{dev}\.jsonl\.gz, line 3, "
 EMPTY = LINE + r"has an empty transcript of '\S+' \(1 in 'dev'\): mend it, or set `leave_out_empty=true`"
@@ -175,6 +188,9 @@ UNSEEN = LINE + r"is the first of 1 utterances in '{dev}' of classes without a t
 UNLABELLED = LINE + r"is the first of 1 utterances of \d+ in '{dev}' without '.+', which take no part"
 NEW_UNIT = LINE + r"has the first of 1 units in 'dev' that never occur in training, and are errors: ß"
 LETTERS = "inventory=[" + ",".join("abcdefghijklmnopqrstuvwxyz") + "]"
+
+NUMBERS = ("kind=regression", "fields=[quality]", "metric=mae", "balance=none")
+SEGMENTS = ("level=segment", "fields=[quality]", "features.pooling=none")
 
 CASES: dict[tuple[str, str], Case] = {
     **{(task, "dev set absent"): Case(absent(split_of(task, "dev")), NO_DEV) for task in TASKS},
@@ -274,6 +290,24 @@ CASES: dict[tuple[str, str], Case] = {
     ),
     ("voice_conversion", "speakers with little speech"): Case(
         without("train", "bb", keep=1), "No speaker but the sources' .*'train' of .* lower `reference_seconds`"
+    ),
+    ("probe", "label that is no number"): Case(
+        label("dev", "quality", "good"),
+        r"The utterance '\S+' of \S+ \(manifests/dev\.jsonl\.gz, line 3\) has 'good' as 'quality', .*: mend it",
+        overrides=NUMBERS,
+    ),
+    ("probe", "one value alone"): Case(
+        label("train", "quality", 2, line=None), "one value of 'quality' in 'train': 2.0; a regr", overrides=NUMBERS
+    ),
+    ("probe", "segment beyond the end"): Case(
+        odd_segment(end=99),
+        r"\(manifests/dev\.jsonl\.gz, line 3\) is \S+ s long, but has 'quality' from 0 s to 99 s",
+        overrides=SEGMENTS,
+    ),
+    ("probe", "segment of a class without training examples"): Case(
+        odd_segment(value="zz"),
+        r"dev\.jsonl\.gz, line 3, is the first of 1 utterances in 'dev' of classes without a training example: 'zz'",
+        overrides=SEGMENTS,
     ),
     ("deepfake_detection", "no transcript at all"): Case(
         label("dev", "text", " ", line=None),
