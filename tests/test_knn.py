@@ -6,6 +6,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from downstreams.voice_conversion import knn
+from speechssl import neighbours
 from speechssl.errors import SpeechsslError
 
 
@@ -17,7 +18,7 @@ def test_neighbours_are_those_of_scikit_learn() -> None:
     source, reference = _frames(37, 16, 0), _frames(101, 16, 1)
     theirs = NearestNeighbors(n_neighbors=4, metric="cosine").fit(reference.numpy())
     expected = theirs.kneighbors(source.numpy(), return_distance=False)
-    assert knn.nearest(source, reference, k=4).tolist() == expected.tolist()
+    assert neighbours.nearest(source, reference, k=4).tolist() == expected.tolist()
 
 
 def test_conversion_is_the_uniform_mean_that_a_slow_loop_finds() -> None:
@@ -33,21 +34,21 @@ def test_conversion_is_the_uniform_mean_that_a_slow_loop_finds() -> None:
 
 def test_chunks_do_not_change_the_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     source, reference = _frames(50, 8, 5), _frames(40, 8, 6)
-    whole = knn.nearest(source, reference, k=4)
-    monkeypatch.setattr(knn, "CHUNK", 7)
-    assert torch.equal(knn.nearest(source, reference, k=4), whole)
+    whole = neighbours.nearest(source, reference, k=4)
+    monkeypatch.setattr(neighbours, "CHUNK", 7)
+    assert torch.equal(neighbours.nearest(source, reference, k=4), whole)
 
 
 def test_scale_of_a_frame_does_not_matter() -> None:
     source, reference = _frames(20, 8, 7), _frames(40, 8, 8)
-    assert torch.equal(knn.nearest(3.5 * source, reference, k=4), knn.nearest(source, reference, k=4))
+    assert torch.equal(neighbours.nearest(3.5 * source, reference, k=4), neighbours.nearest(source, reference, k=4))
 
 
 def test_excluded_frames_are_never_found() -> None:
     frames = _frames(30, 8, 9)
     own = torch.arange(30) < 10
-    assert int(knn.nearest(frames[:10], frames, k=4, exclude=own).min()) >= 10
-    assert torch.equal(knn.nearest(frames[:10], frames, k=1)[:, 0], torch.arange(10))  # else each finds itself
+    assert int(neighbours.nearest(frames[:10], frames, k=4, exclude=own).min()) >= 10
+    assert torch.equal(neighbours.nearest(frames[:10], frames, k=1)[:, 0], torch.arange(10))  # else each finds itself
 
 
 def test_too_little_reference_is_an_error_that_says_so() -> None:
