@@ -66,6 +66,7 @@ class FeatureCache:
         batch_seconds: float = 60.0,
         workers: int = 2,
         skip_bad: bool = False,
+        devices: Sequence[torch.device] = (),
     ) -> FeatureStore:
         """Returns the features of `utterances`; only those that are not cached go through the upstream.
 
@@ -75,6 +76,7 @@ class FeatureCache:
             dtype: how they are kept; None = 'bf16', and 'float32' where pooled.
             precision: 'bf16' computes under autocast.
             skip_bad: leaves out bad files, see `extract` and `FeatureStore.bad`.
+            devices: where copies of the upstream compute side by side, see `extract`.
 
         Raises:
             AudioError: a bad file, unless `skip_bad`; what was computed before is kept.
@@ -103,6 +105,7 @@ class FeatureCache:
                         skip_bad=skip_bad,
                         bad=bad,
                         make_room=lambda: evict(self.folder, self.max_gb * 1e9),
+                        devices=devices,
                     )
             _add_twins(keys, held, bad)
             store = held.store(request, {i: k for i, k in keys.items() if k in held.packs})
@@ -232,6 +235,7 @@ def _compute(
     skip_bad: bool,
     bad: dict[str, str],
     make_room: Callable[[], object],
+    devices: Sequence[torch.device],
 ) -> set[str]:
     """Runs the upstream over `missing` and writes packs as it goes; returns the keys computed."""
     upstream, computed = request.upstream, set[str]()
@@ -246,6 +250,7 @@ def _compute(
         precision=request.precision,
         skip_bad=skip_bad,
         bad=bad,
+        devices=devices,
     )
     writer: PackWriter | None = None
     title = f"Computing features of {upstream.name}"

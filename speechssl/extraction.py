@@ -6,8 +6,9 @@ B batch, S samples, T frames, D width. Features come out as float32 on the CPU, 
 import logging
 import math
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from speechssl.audio import audio_info, read_audio
 from speechssl.data.batching import bucket_batches
+from speechssl.devices import deal, in_turn, replicate
 from speechssl.errors import AudioError
 from speechssl.forward import Precision, evaluating, forward_batch
 from speechssl.inputs import Items, resolve_items
@@ -47,6 +49,7 @@ def extract(
     bad: MutableMapping[str, str] | None = None,
     chunk: float | None = None,
     context: float = CONTEXT,
+    devices: Sequence[torch.device] = (),
 ) -> Generator[tuple[Utterance, HiddenStates], None, None]:
     """Yields the features of each utterance.
 
@@ -64,6 +67,8 @@ def extract(
         chunk: seconds; what is longer is computed in windows of this length, so that its memory does not grow with it
             (its features still do: `extract_long` hands them on in pieces). None = everything in one go.
         context: seconds on both sides of a chunk that are computed with it and dropped.
+        devices: several compute side by side, batch k with a copy of the upstream on device k modulo their number;
+            fewer than two = the upstream computes where its weights are.
 
     Yields:
         (utterance, features): `features[layer]` is (T, D) float32 on the CPU.
@@ -81,23 +86,13 @@ def extract(
     sizes = [math.inf if chunk is not None and s > chunk else s for s in seconds]
     chosen = _consecutive(sizes, batch_seconds) if in_order else _longest_first(sizes, batch_seconds)
     batches = [_Batch([utterances[i] for i in b], long=math.isinf(sizes[b[0]])) for b in chosen]
+    settings = _Settings(layers, workers, precision, skip_bad, failures, chunk or 0.0, context)
     with evaluating(upstream):
-        for batch, waveforms in _read_ahead(upstream, batches, workers):
-            if batch.long and chunk is not None:
-                (utterance,) = batch.utterances
-                pieces = extract_long(
-                    upstream, utterance, chunk=chunk, context=context, layers=layers, precision=precision
-                )
-                try:
-                    features = _joined(pieces, len(upstream.hidden_sizes))
-                except AudioError as error:
-                    leave_out(utterance, error, skip_bad, failures)
-                else:
-                    yield utterance, features
-                continue
-            kept = _usable(upstream, batch.utterances, waveforms, skip_bad, failures)
-            if kept:
-                yield from _features(upstream, kept, layers, precision)
+        copies = replicate(upstream, devices[: len(batches)])
+        parts = deal(batches, len(copies))
+        with closing(in_turn([_compute(own, part, settings) for own, part in zip(copies, parts, strict=True)])) as made:
+            for features in made:
+                yield from features
     if failures:
         logger.warning("%d of %d utterances were left out.", len(failures), len(failures) + len(durations))
 
@@ -107,6 +102,31 @@ class _Batch:
     utterances: list[Utterance]
     long: bool
     """Whether it is one utterance, to be computed in chunks."""
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What `extract` was asked for."""
+
+    layers: Sequence[int] | None
+    workers: int
+    precision: Precision
+    skip_bad: bool
+    bad: MutableMapping[str, str]
+    chunk: float
+    context: float
+
+
+def _compute(
+    upstream: Upstream, batches: Sequence[_Batch], settings: _Settings
+) -> Generator[Iterable[tuple[Utterance, HiddenStates]], None, None]:
+    """Yields the features of each batch, of which nothing may be left."""
+    for batch, waveforms in _read_ahead(upstream, batches, settings.workers):
+        if batch.long:
+            yield _long_features(upstream, batch.utterances[0], settings)
+        else:
+            kept = _usable(upstream, batch.utterances, waveforms, settings.skip_bad, settings.bad)
+            yield _features(upstream, kept, settings) if kept else ()
 
 
 def measure(
@@ -240,17 +260,38 @@ def _usable(
 
 
 def _features(
-    upstream: Upstream, batch: Sequence[tuple[Utterance, Tensor]], layers: Sequence[int] | None, precision: Precision
+    upstream: Upstream, batch: Sequence[tuple[Utterance, Tensor]], settings: _Settings
 ) -> Iterator[tuple[Utterance, HiddenStates]]:
+    """Computes a batch, and leaves its rows to be copied when they are asked for."""
     lengths = torch.tensor([w.numel() for _, w in batch])
     waveform = torch.nn.utils.rnn.pad_sequence([w for _, w in batch], batch_first=True)  # (B, S)
-    states, frames = forward_batch(upstream, waveform, lengths, layers, precision)
-    for row, (utterance, _) in enumerate(batch):
+    states, frames = forward_batch(upstream, waveform, lengths, settings.layers, settings.precision)
+    return _rows([u for u, _ in batch], states, frames, len(upstream.hidden_sizes))
+
+
+def _rows(
+    utterances: Sequence[Utterance], states: Mapping[int, Tensor], frames: Sequence[int], count: int
+) -> Iterator[tuple[Utterance, HiddenStates]]:
+    for row, utterance in enumerate(utterances):
         # A copy: a slice would keep the whole batch alive, and could not take part in autograd.
         own = {
             layer: state[row, : frames[row]].to(torch.float32, copy=True) for layer, state in states.items()
         }  # (T, D)
-        yield utterance, HiddenStates(own, len(upstream.hidden_sizes))
+        yield utterance, HiddenStates(own, count)
+
+
+def _long_features(
+    upstream: Upstream, utterance: Utterance, settings: _Settings
+) -> list[tuple[Utterance, HiddenStates]]:
+    pieces = extract_long(
+        upstream, utterance, chunk=settings.chunk, context=settings.context, layers=settings.layers,
+        precision=settings.precision,
+    )  # fmt: skip
+    try:
+        return [(utterance, _joined(pieces, len(upstream.hidden_sizes)))]
+    except AudioError as error:
+        leave_out(utterance, error, settings.skip_bad, settings.bad)
+        return []
 
 
 def _joined(pieces: Iterable[HiddenStates], count: int) -> HiddenStates:

@@ -61,3 +61,8 @@ def collate(
         start = int(torch.randint(array.size(1) - length + 1, (), generator=generator))
         out[:, row, :length] = array[:, start : start + length]
     return out, torch.tensor(lengths)
+
+
+def place(states: States, device: torch.device) -> States:
+    """The same on a device."""
+    return states.to(device) if isinstance(states, Tensor) else [state.to(device) for state in states]

@@ -1,8 +1,10 @@
 """Extracts into a folder of features: what is not there yet, with a progress bar, and long files piece by piece."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+
+import torch
 
 from speechssl.errors import AudioError
 from speechssl.extraction import extract, leave_out, measure, resolve_items
@@ -49,8 +51,13 @@ def write_features(
     batch_seconds: float,
     workers: int,
     skip_bad: bool,
+    devices: Sequence[torch.device] = (),
 ) -> Summary:
     """Extracts what `folder` does not hold yet.
+
+    Args:
+        devices: where copies of the upstream compute side by side, see `extract`; files longer than a chunk are
+            computed on the first one.
 
     Raises:
         AudioError: a bad file, unless `skip_bad`; what was finished is kept.
@@ -70,7 +77,7 @@ def write_features(
         todo = [u for u in todo if u.id in durations]
         begin = time.perf_counter()
         with progress("Extracting features", sum(durations.values()), unit="s of audio") as advance:
-            work = _Work(upstream, folder, durations, summary, advance, skip_bad)
+            work = _Work(upstream, folder, durations, summary, advance, skip_bad, devices)
             for row in work.run(todo, batch_seconds=batch_seconds, workers=workers):
                 rows[row.id] = row
                 summary.computed.add(row)
@@ -89,6 +96,7 @@ class _Work:
     summary: Summary
     advance: Advance
     skip_bad: bool
+    devices: Sequence[torch.device]
 
     def run(self, todo: list[Utterance], *, batch_seconds: float, workers: int) -> Iterator[Row]:
         """Yields what is written: first the files longer than a chunk, then the others in batches."""
@@ -109,6 +117,7 @@ class _Work:
             precision=self.folder.precision,
             skip_bad=self.skip_bad,
             bad=self.summary.bad,
+            devices=self.devices,
         )
         for utterance, states in features:
             seconds = self.durations[utterance.id]

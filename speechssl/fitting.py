@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from speechssl.adapt.live import AHEAD, LiveFeatures
 from speechssl.crops import choose_crops, training_crops
 from speechssl.data.balance import Balance
-from speechssl.data.batching import Batch, BatchStream, bucket_batches, derive_seed, make_generator
+from speechssl.data.batching import Batch, BatchStream, derive_seed, make_generator
+from speechssl.devices import CPU, Devices
 from speechssl.errors import DivergedError, SpeechsslError
-from speechssl.feature_batches import Features, States, collate
+from speechssl.feature_batches import Features, States, collate, place
 from speechssl.files import replacing
 from speechssl.gradients import Scored, differentiate, differentiate_parts
+from speechssl.predicting import predict
 from speechssl.probe import HEAD, Probe, build_probe, load_probe, make_optimizer, save_probe, seeded
 from speechssl.result import Evaluation
 from speechssl.task import Task, TaskData, TrainConfig
@@ -101,7 +103,7 @@ class Fit:
         seed: int,
         folder: Path,
         identity: str,
-        device: str = "cpu",
+        devices: Devices = (CPU,),
         report: Report | None = None,
     ) -> None:
         """
@@ -109,10 +111,11 @@ class Fit:
             features: split -> store that holds its utterances, or `LiveFeatures`, which are trained with the head.
             folder: for the checkpoint, the log and the best head.
             identity: what decides the numbers; a checkpoint of another identity is not gone on from.
+            devices: the first one trains, all of them evaluate.
         """
         self.task, self.data, self.features = task, data, features
         self.seed, self.folder, self.identity = seed, folder, identity
-        self.device = torch.device(device)
+        self.devices, self.device = devices, devices[0]
         self.report = report or _silent
         self.config: TrainConfig = task.config.train
         train = features["train"]
@@ -163,7 +166,7 @@ class Fit:
         if isinstance(self.task, MeasuresFeatures):
             found = self.task.measure(self.probe, features, self.data, split, self.folder, self.report)
         else:
-            predictions = predict(self.probe, self.task, self.data, split, features, device=self.device)
+            predictions = predict(self.probe, self.task, self.data, split, features, devices=self.devices)
             found = self.task.evaluate(self.probe.head, predictions, self.data, split, self.folder)
         self.progress.seconds["evaluate"] += time.perf_counter() - begin
         return found
@@ -263,7 +266,7 @@ class Fit:
     def _loss(
         self, states: States, lengths: Tensor, utterances: Sequence[Utterance], generator: torch.Generator
     ) -> LossOutput:
-        joined = self.probe.featurizer(_place(states, self.device), lengths.to(self.device))
+        joined = self.probe.featurizer(place(states, self.device), lengths.to(self.device))
         return self.task.loss(self.probe.head, joined, lengths.to(self.device), utterances, self.data, generator)
 
     def _learn(
@@ -342,33 +345,8 @@ def schedule(config: TrainConfig, step: int) -> float:
     return 1.0
 
 
-@torch.no_grad()
-def predict(
-    probe: Probe, task: Task, data: TaskData, split: str, features: Features, *, device: torch.device
-) -> dict[str, Any]:
-    """Predictions for every utterance of a split: id -> what the task returns."""
-    probe.eval()
-    utterances = list(data.splits[split])
-    config: TrainConfig = task.config.train
-    found: dict[str, Any] = {}
-    durations = [u.duration or 1.0 for u in utterances]
-    batches = bucket_batches(durations, batch_seconds=config.batch_seconds, max_size=config.max_batch_size)
-    parts = [[utterances[i] for i in indices] for indices in batches]
-    ids = ([u.id for u in part] for part in parts)
-    made = features.batches(ids) if isinstance(features, LiveFeatures) else map(features.batch, ids)
-    for part, (states, lengths) in zip(parts, made, strict=True):
-        joined = probe.featurizer(_place(states, device), lengths.to(device))
-        predictions = task.predict(probe.head, joined, lengths.to(device), part, data)
-        found.update({u.id: p for u, p in zip(part, predictions, strict=True)})
-    return found
-
-
 def _silent(steps: float, note: str) -> None:
     del steps, note
-
-
-def _place(states: States, device: torch.device) -> States:
-    return states.to(device) if isinstance(states, Tensor) else [state.to(device) for state in states]
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from speechssl.cache import FeatureCache
 from speechssl.config import to_dict
 from speechssl.crops import MARK, training_crops
 from speechssl.data.corpus import Corpus
+from speechssl.devices import resolve_devices, share
 from speechssl.errors import DivergedError, ManifestError, SpeechsslError
 from speechssl.feature_store import FeatureStore
 from speechssl.fitting import Fit, Fitted
@@ -56,7 +57,8 @@ class RunOptions:
     """Processes; each trains one head at a time."""
     threads: int = 1
     """Of each training on the CPU. Small heads gain nothing from more, and one gives the same numbers everywhere."""
-    device: str = "cpu"
+    devices: str = "cpu"
+    """As `resolve_devices` takes them: each run trains on the first of its own, and evaluates on all of them."""
     precision: Literal["float32", "bf16"] = "float32"
     """Of the upstream; 'bf16' is autocast."""
     skip_bad: bool = False
@@ -129,7 +131,11 @@ def compute_features(upstream: Upstream, task: Task, data: TaskData, options: Ru
         crops = training_crops(utterances, task.config) if split == "train" else {}
         unique.update((heard.id, heard) for u in utterances for heard in crops.get(u.id, [u]))
     compute = partial(
-        cache.features, utterances=list(unique.values()), precision=options.precision, skip_bad=options.skip_bad
+        cache.features,
+        utterances=list(unique.values()),
+        precision=options.precision,
+        skip_bad=options.skip_bad,
+        devices=resolve_devices(options.devices),
     )
     if adaptation.method == "frozen":
         if wanted.pooling == "none":
@@ -155,7 +161,14 @@ def _within_budget(
 ) -> FeatureStore:
     """The frames of all; what does not fit into the cache, the last ones, is computed whenever it is heard."""
     kept, others, size = divide(utterances, upstream, layers, budget=1e9 * cache.max_gb)
-    store = cache.features(upstream, kept, layers=layers, precision=options.precision, skip_bad=options.skip_bad)
+    store = cache.features(
+        upstream,
+        kept,
+        layers=layers,
+        precision=options.precision,
+        skip_bad=options.skip_bad,
+        devices=resolve_devices(options.devices),
+    )
     if not others:
         return store
     logger.warning(
@@ -207,8 +220,10 @@ def _each(work: Sequence[Work], execute: _Execute[T], title: str) -> dict[Path, 
 def _run_in_pool(jobs: Sequence[Job], execute: _Execute[T], workers: int, advance: Any) -> dict[Path, T]:
     # Forked children of a process whose torch has started threads can hang; fresh ones can't.
     context = multiprocessing.get_context("spawn")
-    steps: Any = context.Queue()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(steps,)) as pool:
+    steps, devices = context.Queue(), context.Queue()
+    for own in share(jobs[0].options.devices, workers):
+        devices.put(own)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(steps, devices)) as pool:
         futures = {pool.submit(_execute_alone, job, execute): job.folder for job in jobs}
         pending: set[Future[T]] = set(futures)
         try:
@@ -234,11 +249,13 @@ def _drain(steps: Any, advance: Any) -> None:
 
 _steps: Any = None
 """In a worker process: the queue that its progress goes to."""
+_devices = ""
+"""In a worker process: those that it has for itself."""
 
 
-def _start_worker(steps: Any) -> None:
-    global _steps  # noqa: PLW0603  a pool hands queues over in no other way
-    _steps = steps
+def _start_worker(steps: Any, devices: Any) -> None:
+    global _steps, _devices
+    _steps, _devices = steps, devices.get()
     # Ctrl-C reaches the whole group: the parent says so, workers just end.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
@@ -246,6 +263,7 @@ def _start_worker(steps: Any) -> None:
 
 def _execute_alone(job: Job, execute: _Execute[T]) -> T:
     """In a worker process: opens the corpus and the cached features anew."""
+    job = replace(job, options=replace(job.options, devices=_devices))
     task = build_task(job.task, job.config)
     data = take_share(task.prepare(job.corpus), job.config.subset)
     store = compute_features(upstream_of(job), task, data, job.options)
@@ -254,7 +272,7 @@ def _execute_alone(job: Job, execute: _Execute[T]) -> T:
 
 def upstream_of(job: Job) -> Upstream:
     """In a worker process: the upstream that is adapted, or one that stands for its cached features."""
-    cached = CachedUpstream(job.card, device=job.options.device)
+    cached = CachedUpstream(job.card, device=str(resolve_devices(job.options.devices)[0]))
     return cached if job.config.adapt.method == "frozen" else cached.load()
 
 
@@ -292,7 +310,7 @@ def _make_fit(work: Work, advance: Advance) -> Fit:
         seed=job.seed,
         folder=job.folder,
         identity=job.identity(),
-        device=job.options.device,
+        devices=resolve_devices(job.options.devices),
         report=lambda amount, note: advance(amount, f"{title} {note}"),
     )
 
@@ -324,6 +342,7 @@ def _without_bad(data: TaskData, store: Source) -> TaskData:
 def _result(job: Job, task: Task, fit: Fit, fitted: Fitted) -> RunResult:
     state = fitted.progress
     weights = fit.probe.featurizer.weights()
+    several = {"devices": len(fit.devices)} if len(fit.devices) > 1 else {}
     return RunResult(
         task=job.task,
         about=task.about,
@@ -343,7 +362,7 @@ def _result(job: Job, task: Task, fit: Fit, fitted: Fitted) -> RunResult:
         features=job.features,
         best_step=state.best_step,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        hardware=hardware(),
+        hardware=hardware() | several,
         versions=versions(),
         head=job.variant.head,
         fold=job.variant.fold,

@@ -74,7 +74,7 @@ def build_probe(task: Task, data: TaskData, *, num_layers: int, size: int, frame
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Dropout and initialisation draw from torch's default generators, which are seeded here and put back after."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # unnamed, several GPUs give a warning
         torch.random.manual_seed(seed)
         yield
 

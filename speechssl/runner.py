@@ -17,6 +17,7 @@ from typing import Any
 
 from speechssl.config import from_dict, load_config
 from speechssl.data.corpus import Corpus, open_corpus
+from speechssl.devices import resolve_devices
 from speechssl.errors import ConfigError, ManifestError, UnknownNameError
 from speechssl.extraction import find_bad
 from speechssl.jobs import Job, RunOptions, Work, build_task, compute_features, plain, run_all, with_cost
@@ -74,6 +75,7 @@ def run(
         One result per head, fold, upstream and seed, in that order. What was finished before is read, not run again.
     """
     options = options or RunOptions()
+    device = resolve_devices(options.devices)[0]
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"`seeds` must be distinct and at least one, but is {list(seeds)}.")
     name, config = resolve_config(
@@ -92,7 +94,7 @@ def run(
         task = build_task(name, load_config(config, overrides=variant.overrides))
         data = take_share(task.prepare(opened), task.config.subset)
         for spec, loaded in specs:
-            model = load(spec, device=options.device) if loaded is None else loaded
+            model = load(spec, device=str(device)) if loaded is None else loaded
             folder = Path(out, f"{name}_{task.about}" if task.about else name, spec.folder, *variant.folders)
             card = make_card(spec, model)
             jobs = [

@@ -3,6 +3,7 @@
 K layers, T frames, D width.
 """
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -48,6 +49,12 @@ class StreamedStore(FeatureStore):
         self._upstream: Upstream | None = None
         self._recent: OrderedDict[str, Tensor] = OrderedDict()
         self._bytes = 0
+
+    def on(self, device: torch.device) -> "StreamedStore":
+        """The same with a copy of the upstream on a device, to be read beside this one."""
+        upstream = self._upstream = self._upstream or self._load()
+        copied = copy.deepcopy(upstream).to(device)
+        return StreamedStore(self.kept, lambda: copied, self.others, precision=self._precision)
 
     @property
     @override

@@ -149,7 +149,10 @@ class Task(ABC):
     def predict(
         self, head: nn.Module, features: Tensor, lengths: Tensor, utterances: Sequence[Utterance], data: TaskData
     ) -> list[Any]:
-        """One prediction per utterance (text, embedding, score, ...), on the CPU; runs under no_grad and eval()."""
+        """One prediction per utterance (text, embedding, score, ...), on the CPU; runs under no_grad and eval().
+
+        Where there are several devices, a thread calls it for each of them, with a head of its own.
+        """
 
     @abstractmethod
     def evaluate(

@@ -76,6 +76,11 @@ class LiveFeatures:
         self._learning = False
         self._device = next((p.device for p in adapted.upstream.parameters()), torch.device("cpu"))
 
+    def on(self, device: torch.device) -> "LiveFeatures":
+        """The same of a copy of the upstream as it is now, on a device, to be computed beside this one."""
+        copied = self.adapted.on(device)
+        return LiveFeatures(copied, self.config, self.wanted, self.utterances, start=self.start, store=self._store)
+
     @property
     def num_layers(self) -> int:
         """K."""

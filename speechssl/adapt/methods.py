@@ -4,6 +4,7 @@ Every method leaves the upstream's numbers as they are until the first step; 'di
 L blocks.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -59,6 +60,12 @@ class Adapted:
         """How many numbers are trained."""
         return sum(parameter.numel() for parameter in self.trained.values())
 
+    def on(self, device: torch.device) -> "Adapted":
+        """A copy as it is now, on a device."""
+        upstream = copy.deepcopy(self.upstream).to(device)
+        weights = dict(upstream.named_parameters())
+        return Adapted(upstream, {name: weights[name] for name in self.trained}, self.rates, self.frozen)
+
 
 def adapt(upstream: Upstream, config: AdaptConfig, *, seed: int, deepest: int | None = None) -> Adapted:
     """Changes an upstream in place, so that it can be trained as `config` says.
@@ -71,7 +78,7 @@ def adapt(upstream: Upstream, config: AdaptConfig, *, seed: int, deepest: int | 
         ConfigError: the method does not fit the upstream.
     """
     upstream.requires_grad_(False)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # unnamed, several GPUs give a warning
         torch.random.manual_seed(derive_seed(seed, "adapt"))
         added = _insert(upstream, config)
     uses = first_uses(upstream)

@@ -30,7 +30,9 @@ def command(
     ] = "float32",
     batch_seconds: Annotated[float, typer.Option(help="Seconds of audio per batch, padding included.")] = 60.0,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read and resample.")] = 2,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    devices: Annotated[
+        str, typer.Option("--devices", "--device", help="cpu, cuda (every GPU that is visible), or cuda:0,cuda:1 ...")
+    ] = "cpu",
 ) -> None:
     """Extract features; run again, it goes on where it was.
 
@@ -40,12 +42,14 @@ def command(
     from rich.console import Console
     from rich.table import Table
 
+    from speechssl.devices import resolve_devices
     from speechssl.feature_extraction import write_features
     from speechssl.feature_files import FeatureFolder
     from speechssl.loading import load_upstream
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    loaded = load_upstream(upstream, device=device, dtype=dtype, random_weights=random_weights)
+    places = resolve_devices(devices)
+    loaded = load_upstream(upstream, device=places[0], dtype=dtype, random_weights=random_weights)
     folder = FeatureFolder(
         output,
         upstream=loaded,
@@ -56,7 +60,9 @@ def command(
         context=context,
         shard_bytes=shard_size * 1_000_000,
     )
-    summary = write_features(loaded, inputs, folder, batch_seconds=batch_seconds, workers=workers, skip_bad=skip_bad)
+    summary = write_features(
+        loaded, inputs, folder, batch_seconds=batch_seconds, workers=workers, skip_bad=skip_bad, devices=places
+    )
     table = Table("", "utterances", "seconds of audio", "frames", title=str(output))
     rows = {"computed now": summary.computed, "there already": summary.kept}
     for name, count in rows.items():

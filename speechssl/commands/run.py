@@ -55,7 +55,9 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     threads: Annotated[int, typer.Option(min=1, help="Of each training on the CPU.")] = 1,
     cache: Annotated[Path | None, typer.Option(help="Folder of the feature cache.")] = None,
     cache_gb: Annotated[float, typer.Option(help="Its size budget, 10^9 bytes.")] = 20.0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    devices: Annotated[
+        str, typer.Option("--devices", "--device", help="cpu, cuda (every GPU that is visible), or cuda:0,cuda:1 ...")
+    ] = "cpu",
     precision: Annotated[Literal["float32", "bf16"], typer.Option(help="Of the upstream.")] = "float32",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out files that can't be read.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run again what is finished.")] = False,
@@ -85,7 +87,7 @@ def command(  # noqa: PLR0917  typer calls it by keyword
         cache_gb=cache_gb,
         jobs=jobs,
         threads=threads,
-        device=device,
+        devices=devices,
         precision=precision,
         skip_bad=skip_bad,
         force=force,

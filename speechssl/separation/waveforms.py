@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class Mixtures:
 
 
 class WaveformReader:
-    """Reads mixtures with their sources; what was read last stays in memory."""
+    """Reads mixtures with their sources, for several threads at once; what was read last stays in memory."""
 
     def __init__(self, sources_of: Callable[[Utterance], Sequence[str]], *, max_bytes: int) -> None:
         """
@@ -54,6 +55,7 @@ class WaveformReader:
         self.misses = 0
         self._held: OrderedDict[str, Tensor] = OrderedDict()
         self._bytes = 0
+        self._lock = Lock()
 
     def batch(self, utterances: Sequence[Utterance]) -> Mixtures:
         """The waveforms of a batch, mixture first.
@@ -62,17 +64,19 @@ class WaveformReader:
             AudioError: a file that can't be read.
             ManifestError: a source that is silent, or of another length than its mixture.
         """
-        missing = [u for u in utterances if u.id not in self._held]
-        self.hits += len(utterances) - len(missing)
-        self.misses += len(missing)
-        found = {u.id: self._held[u.id] for u in utterances if u.id in self._held}
+        with self._lock:
+            found = {u.id: self._held[u.id] for u in utterances if u.id in self._held}
+            missing = [u for u in utterances if u.id not in found]
+            self.hits += len(utterances) - len(missing)
+            self.misses += len(missing)
         if missing:
             with ThreadPoolExecutor(min(WORKERS, len(missing))) as pool:
                 found.update(
                     zip([u.id for u in missing], pool.map(partial(read, self.sources_of), missing), strict=True)
                 )
-        for utterance in utterances:
-            self._keep(utterance.id, found[utterance.id])
+        with self._lock:
+            for utterance in utterances:
+                self._keep(utterance.id, found[utterance.id])
         rows = [found[u.id] for u in utterances]
         lengths = torch.tensor([row.size(1) for row in rows])
         size = int(lengths.max())

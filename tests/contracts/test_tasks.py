@@ -18,11 +18,13 @@ from torch import Tensor
 
 from speechssl.config import load_config
 from speechssl.data.corpus import open_corpus
+from speechssl.devices import CPU
 from speechssl.feature_store import FeatureStore
 from speechssl.fitting import Fit, MeasuresFeatures
 from speechssl.inference import infer
 from speechssl.jobs import RunOptions, build_task, compute_features
 from speechssl.loading import load_upstream
+from speechssl.predicting import predict
 from speechssl.probe import build_probe
 from speechssl.registry import list_tasks, task_module
 from speechssl.result import load_result
@@ -146,21 +148,23 @@ def test_the_state_makes_the_head_again_from_json_alone(name: str, labelled: Pat
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_predictions_do_not_depend_on_the_batch(name: str, labelled: Path) -> None:
+def test_predictions_depend_neither_on_the_batch_nor_on_the_devices(
+    name: str, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, data, store = prepared(name, labelled)
     if isinstance(task, MeasuresFeatures):
         pytest.skip("it reads each utterance's layers by themselves")
     probe = make_probe(name, labelled)
-    utterances = sorted(data.splits["dev"], key=lambda u: u.duration or 0.0)
 
-    def predict(part: list[Any]) -> list[Any]:
-        states, lengths = store.batch([u.id for u in part])
-        return task.predict(probe.head, probe.featurizer(states, lengths), lengths, part, data)
+    def found(size: int, devices: int) -> dict[str, Any]:
+        train = dataclasses.replace(task.config.train, max_batch_size=size)
+        monkeypatch.setattr(task, "config", dataclasses.replace(task.config, train=train))
+        return predict(probe, task, data, "dev", store, devices=(CPU,) * devices)
 
-    with torch.no_grad():
-        together = predict(utterances)
-        alone = [predict([utterance])[0] for utterance in utterances]
-    assert alike(together, alone, 1e-4)
+    together = found(3, 1)
+    spread = found(3, 2)
+    assert list(spread) == list(together) and alike(spread, together, 0.0)
+    assert alike(found(1, 1), together, 1e-4)
 
 
 @pytest.mark.parametrize("name", TASKS)
