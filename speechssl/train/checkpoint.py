@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from speechssl.checkpoint import save_tensors
-from speechssl.errors import SpeechsslError
+from speechssl.config import first_difference
+from speechssl.errors import ConfigError, SpeechsslError
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -96,6 +97,21 @@ def last_checkpoint(folder: Path) -> Checkpoint | None:
     if paths:
         raise SpeechsslError(f"No checkpoint in {folder} can be read: remove the folder to begin again.")
     return None
+
+
+def check_identity(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    """Sees that a run goes on with the settings and data that it was begun with.
+
+    Raises:
+        ConfigError: with the first that differs.
+    """
+    different = first_difference(saved, wanted)
+    if different is not None:
+        key, old, new = different
+        raise ConfigError(
+            f"The run in {folder} was begun with {key}={old}, not {new}: "
+            "use the same settings to go on, or another folder."
+        )
 
 
 def pack(module: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[str, Tensor]:

@@ -57,6 +57,8 @@ class TrainBatch:
     """With it."""
     bad: tuple[BadAudio, ...] = ()
     """What was replaced."""
+    places: tuple[tuple[int, int], ...] = ()
+    """Of each row the utterance that it is of, by number, and where in it it begins, samples."""
 
     def pin_memory(self) -> "TrainBatch":
         """The same in memory that a GPU fetches from by itself."""
@@ -79,6 +81,8 @@ class _Row:
     """(T,) of each label set."""
     tokens: list[int]
     noise: Tensor | None
+    place: tuple[int, int]
+    """Number of the utterance, and where in it the row begins, samples."""
     bad: tuple[BadAudio, ...] = ()
 
 
@@ -164,7 +168,8 @@ class PretrainDataset(Dataset[TrainBatch]):
             inputs = replace(inputs, tokens=tokens, token_lengths=token_lengths)
         rate = self.crop.sample_rate
         bad = tuple(found for r in rows for found in r.bad)
-        return TrainBatch(batch, inputs, float(lengths.sum()) / rate, waveform.numel() / rate, bad)
+        places = tuple(r.place for r in rows)
+        return TrainBatch(batch, inputs, float(lengths.sum()) / rate, waveform.numel() / rate, bad, places)
 
     def _row(self, item: int, visit: int, limit: float) -> _Row:
         """At most `limit` seconds of an utterance, or of another one where it can't be read."""
@@ -214,7 +219,7 @@ class PretrainDataset(Dataset[TrainBatch]):
             codes.append(labels.codes(row, first, first + math.ceil(size * labels.label_rate / crop.sample_rate)))
         tokens = [] if self.transcripts is None else self.transcripts.encode(self.index.labels(row))
         noise = None if self.noise is None else self.noise.draw(len(waveform), visit, name)
-        return _Row(waveform, codes, tokens, noise)
+        return _Row(waveform, codes, tokens, noise, (item, start))
 
 
 class _Selected(Sequence[Utterance]):

@@ -18,13 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speechssl.config import first_difference
 from speechssl.data.seeds import derive_seed
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.files import disk_full
 from speechssl.objective import Objective
 from speechssl.progress import progress
-from speechssl.train.checkpoint import Checkpoint, last_checkpoint, pack, save_checkpoint, unpack
+from speechssl.train.checkpoint import Checkpoint, check_identity, last_checkpoint, pack, save_checkpoint, unpack
 from speechssl.train.config import RUN_KEYS, PretrainConfig
 from speechssl.train.data import PretrainDataset, TrainBatch
 from speechssl.train.fabric import Given, is_sharded, make_fabric, set_up
@@ -142,7 +141,7 @@ class Pretraining:
         if checkpoint is None:
             self._begin()
         else:
-            _check_identity(checkpoint.state["identity"], self.identity, self.folder)
+            check_identity(checkpoint.state["identity"], self.identity, self.folder)
         self.model = set_up(self.fabric, self.objective, self.config)
         optimizer = make_optimizer(self.objective.trained_parameters(), self.config)
         if checkpoint is not None:
@@ -347,13 +346,3 @@ def _note(values: Mapping[str, float]) -> str:
         return ""
     accuracy = f"accuracy {100 * values['accuracy']:.1f} %, " if "accuracy" in values else ""
     return f"loss {values['loss']:.3f}, {accuracy}{values['audio_per_second']:.0f} s of audio/s"
-
-
-def _check_identity(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    different = first_difference(saved, wanted)
-    if different is not None:
-        key, old, new = different
-        raise ConfigError(
-            f"The run in {folder} was begun with {key}={old}, not {new}: "
-            "use the same settings to go on, or another folder."
-        )
