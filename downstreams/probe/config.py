@@ -97,7 +97,7 @@ class ProbeConfig(ClassificationConfig):
         if self.head in NEEDS_FRAMES:
             raise ConfigError(
                 f"`head={self.head}` joins the frames of an utterance, but `level=frame` tells each by itself: take "
-                "`head=linear` or `head=mlp` (`--heads linear --heads mlp`)."
+                "`head=linear` or `head=mlp` (`--heads linear,mlp`)."
             )
         if self.kind == "regression" and self.metric not in FRAME_MEASURES:
             raise ConfigError(
