@@ -191,14 +191,17 @@ def _choose(path: Path, found: Mapping[float, Mapping[str, list[Hypothesis]]], g
 
 def _read_references(path: Path) -> dict[str, str]:
     """Column 'reference' of a table with a header, such as a run's transcripts.tsv."""
-    lines = [line.split("\t") for _, line in read_lines(path)]
-    if not lines or not {"utterance", "reference"} <= set(lines[0]):
+    rows = ((where, line.split("\t")) for where, line in read_lines(path))
+    _, header = next(rows, ("", []))
+    if not {"utterance", "reference"} <= set(header):
         raise ManifestError(f"{path} must begin with a line that names the columns 'utterance' and 'reference'.")
-    at, of = lines[0].index("utterance"), lines[0].index("reference")
-    for number, fields in enumerate(lines, start=1):
-        if len(fields) != len(lines[0]):
-            raise ManifestError(f"{path}, row {number}, has {len(fields)} columns, but the first has {len(lines[0])}.")
-    return {fields[at]: fields[of] for fields in lines[1:]}
+    at, of = header.index("utterance"), header.index("reference")
+    found: dict[str, str] = {}
+    for where, fields in rows:
+        if len(fields) != len(header):
+            raise ManifestError(f"{where} has {len(fields)} columns, but the first has {len(header)}: mend it.")
+        found[fields[at]] = fields[of]
+    return found
 
 
 def _report_empty(given: LogProbs, found: Mapping[str, Sequence[Hypothesis]]) -> None:
