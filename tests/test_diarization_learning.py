@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from downstreams.diarization.config import DiarizationConfig
+from downstreams.diarization.config import DiarizationConfig, HeadKind
 from downstreams.diarization.decision import Decision, measure
 from downstreams.diarization.task import TASK
 from speechssl.fitting import schedule
@@ -37,7 +37,7 @@ def conversation(number: int, voices: Tensor, generator: torch.Generator) -> tup
 
 
 @pytest.mark.parametrize("kind", ["lstm", "blstm"])
-def test_a_head_tells_voices_apart_in_conversations_that_it_was_not_trained_on(kind: str) -> None:
+def test_a_head_tells_voices_apart_in_conversations_that_it_was_not_trained_on(kind: HeadKind) -> None:
     generator = torch.Generator().manual_seed(0)
     voices = 3.0 * torch.eye(8)[:4]
     task = TASK(replace(CONFIG, head=kind))
