@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from downstreams.speaker_verification.config import PRESETS, SpeakerVerificationConfig
-from downstreams.speaker_verification.data import ACROSS, WITHIN, make_trials, read_splits, speakers_of
+from downstreams.speaker_verification.data import ACROSS, WITHIN, check_pairs, make_trials, read_splits, speakers_of
 from downstreams.speaker_verification.head import XVector, lengthen
 from downstreams.speaker_verification.task import TASK
 from speechssl.audio import read_audio
@@ -140,6 +141,26 @@ def test_trials_are_drawn_evenly_and_alike_whatever_the_order() -> None:
 def test_a_split_without_non_targets_is_refused() -> None:
     with pytest.raises(ManifestError, match="two speakers"):
         make_trials(people("aa-x"), max_trials=10)
+
+
+def test_what_can_make_no_trials_is_refused_before_any_is_made() -> None:
+    rng = np.random.default_rng(0)
+    outcomes = []
+    for _ in range(300):
+        said = rng.integers(0, 5, size=int(rng.integers(1, 6)))  # of five voices in up to three languages
+        names = [("aa-x", "aa-y", "bb-z", "bb-x", "cc-w")[k] for k in said]
+        utterances = [replace(u, id=f"{u.id}-{n}") for n, name in enumerate(names) for u in people(name, each=1)]
+        refused = []
+        for attempt in (partial(check_pairs, where="here"), partial(make_trials, max_trials=100)):
+            try:
+                attempt(utterances)
+            except ManifestError:
+                refused.append(True)
+            else:
+                refused.append(False)
+        assert refused[0] == refused[1]
+        outcomes.append(refused[0])
+    assert 30 < sum(outcomes) < 270
 
 
 def test_splits_share_no_speaker(tiny_corpus: Path) -> None:
