@@ -42,6 +42,7 @@ from speechssl.runner import run
 from speechssl.task import FeatureConfig, TaskData, TrainConfig
 from speechssl.types import Utterance
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:sklearn")  # of classes that only the hypotheses have
 LETTER = 0.11  # seconds that each letter of the corpus takes
 TRAIN = TrainConfig(steps=60, batch_seconds=40.0, max_batch_size=16, learning_rate=1e-2, evaluate_every=30)
 CLASSES = ProbeConfig(train=TRAIN, level="frame", fields=("letter",), features=FeatureConfig(), metric="accuracy")

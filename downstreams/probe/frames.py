@@ -22,14 +22,12 @@ from speechssl.data.corpus import Corpus
 from speechssl.data.seeds import derive_seed
 from speechssl.errors import ManifestError
 from speechssl.lengths import lengths_to_padding_mask
-from speechssl.task import Task, TaskData
+from speechssl.task import TaskData
 from speechssl.types import LossOutput, Utterance
 
-from .classify import ClassProbe
-from .config import ProbeConfig
 from .data import Splits, check_groups, read_everything
 from .head import TimedHead, timed
-from .regress import NumberProbe
+from .parts import PartProbe
 from .spans import Places, Span, Spans, label_frames, read_spans
 
 logger = logging.getLogger(__name__)
@@ -38,18 +36,8 @@ Read = Mapping[str, Sequence[Span]]
 """Utterance id -> its labelled spans, whose values are text."""
 
 
-class FrameProbe(Task):
+class FrameProbe(PartProbe):
     """What is the same for classes and for numbers."""
-
-    name = "probe"
-    config: ProbeConfig
-
-    def __init__(self, inner: ClassProbe | NumberProbe) -> None:
-        super().__init__(inner.config)
-        self.inner = inner
-        self.about = inner.about
-        self.metric = inner.metric
-        self.higher_is_better = inner.higher_is_better
 
     @abstractmethod
     def encode(self, splits: Splits, spans: Read, root: Path) -> TaskData:
@@ -74,18 +62,6 @@ class FrameProbe(Task):
         splits = self._choose(everything, spans, corpus.root)
         check_groups(splits, self.config, corpus.root)
         return self.encode(splits, spans, corpus.root)
-
-    @override
-    def state(self, data: TaskData) -> Mapping[str, Any]:
-        return self.inner.state(data)
-
-    @override
-    def restore(self, state: Mapping[str, Any]) -> TaskData:
-        return self.inner.restore(state)
-
-    @override
-    def build_head(self, size: int, frame_rate: float, data: TaskData) -> nn.Module:
-        return TimedHead(self.inner.build_head(size, frame_rate, data), frame_rate)
 
     @override
     def loss(

@@ -14,29 +14,19 @@ from typing_extensions import override
 
 from speechssl.data.corpus import Corpus
 from speechssl.result import Evaluation
-from speechssl.task import Task, TaskData
+from speechssl.task import TaskData
 from speechssl.types import LossOutput, Utterance
 
-from .classify import ClassProbe
 from .data import cut_into_segments, read_everything
 from .head import TimedHead, cut_frames, timed
-from .regress import NumberProbe
+from .parts import PartProbe
 
 Segments = Mapping[str, Sequence[Utterance]]
 """Utterance id -> its segments, as utterances of their own."""
 
 
-class SegmentProbe(Task):
+class SegmentProbe(PartProbe):
     """Predicts a class or a number of each segment."""
-
-    name = "probe"
-
-    def __init__(self, inner: ClassProbe | NumberProbe) -> None:
-        super().__init__(inner.config)
-        self.inner = inner
-        self.about = inner.about
-        self.metric = inner.metric
-        self.higher_is_better = inner.higher_is_better
 
     @override
     def prepare(self, corpus: Corpus) -> TaskData:
@@ -59,17 +49,9 @@ class SegmentProbe(Task):
         return TaskData(splits, {**data.extra, "segments": segments})
 
     @override
-    def state(self, data: TaskData) -> Mapping[str, Any]:
-        return self.inner.state(data)
-
-    @override
     def restore(self, state: Mapping[str, Any]) -> TaskData:
-        data = self.inner.restore(state)
+        data = super().restore(state)
         return replace(data, extra={**data.extra, "segments": {}})
-
-    @override
-    def build_head(self, size: int, frame_rate: float, data: TaskData) -> nn.Module:
-        return TimedHead(self.inner.build_head(size, frame_rate, data), frame_rate)
 
     @override
     def loss(
