@@ -25,6 +25,7 @@ VERBS = {
     "extract": "Extract features of audio files with an upstream.",
     "cluster": "Fit k-means on features and label a corpus with it.",
     "pretrain": "Pre-train an upstream.",
+    "vocoder": "Train a vocoder on a corpus.",
     "run": "Train and evaluate a task on top of an upstream.",
     "infer": "Apply a trained task to your own files.",
     "report": "Write one HTML page about finished runs.",

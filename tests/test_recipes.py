@@ -12,9 +12,11 @@ import pytest
 import yaml
 
 from speechssl.loading import load_upstream
+from speechssl.vocoder import load_vocoder
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes" / "pretrain").glob("*/run.sh"))
+VOCODERS = sorted((ROOT / "recipes" / "vocoder").glob("*/run.sh"))
 
 
 @pytest.fixture(scope="session")
@@ -45,12 +47,23 @@ def test_the_recipe_runs_whole_on_generated_speech(script: Path, data: Path, tmp
     assert "3 steps" in load_upstream(last).weights
 
 
-@pytest.mark.parametrize("script", RECIPES, ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("script", VOCODERS, ids=lambda p: p.parent.name)
+def test_the_recipe_of_a_vocoder_runs_whole_on_generated_speech(script: Path, data: Path, tmp_path: Path) -> None:
+    done = _run(script, "--smoke", data=data, out=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "at step 2" in done.stdout
+    vocoder = load_vocoder(tmp_path)
+    assert (vocoder.mel.sample_rate, vocoder.source is not None) == (16_000, script.parent.name.startswith("knnvc"))
+    assert _run(script, "--smok", data=data, out=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize("script", [*RECIPES, *VOCODERS], ids=lambda p: p.parent.name)
 def test_the_recipe_is_thin_and_told(script: Path) -> None:
     assert len(script.read_text().splitlines()) <= 60
     assert os.access(script, os.X_OK)
     told = (script.parent / "README.md").read_text()
-    for row in ("| corpus |", "| published hardware |", "| published target |", "| ours |"):
+    hardware = () if script in VOCODERS else ("| published hardware |",)
+    for row in ("| corpus |", *hardware, "| published target |", "| ours |"):
         assert row in told
     for settings in script.parent.glob("*.yaml"):
         assert yaml.safe_load(settings.read_text())["train"]["steps"] >= 1_000

@@ -11,6 +11,7 @@ from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.vocoder import MelConfig, hifigan, load_vocoder, log_mel, synthesise
 from speechssl.vocoder.griffin_lim import GriffinLim
 from speechssl.vocoder.hifigan import HifiGan, HifiGanConfig, fold_weight_norm
+from speechssl.vocoder.losses import mel_loss
 
 RATE = 22_050
 
@@ -30,6 +31,19 @@ def test_log_mel_is_that_of_librosa() -> None:
     found = log_mel(waveform[None], RATE, MelConfig())[0]
     assert found.shape == expected.shape == (len(waveform) // 256, 80)
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-3)
+
+
+def test_the_mel_loss_is_the_mean_distance_of_log_mel_frames() -> None:
+    mel = MelConfig(sample_rate=16_000, n_fft=512, hop=128, n_mels=20, high=8000.0)
+    waveforms = 0.1 * torch.randn(2, 2048, generator=torch.Generator().manual_seed(0))
+    frames = []
+    for row in waveforms.double().numpy():
+        padded = np.pad(row, (512 - 128) // 2, mode="reflect")
+        power = np.abs(librosa.stft(padded, n_fft=512, hop_length=128, center=False)) ** 2
+        filters = librosa.filters.mel(sr=16_000, n_fft=512, n_mels=20, fmin=0, fmax=8000)
+        frames.append(np.log(np.maximum(filters @ np.sqrt(power + 1e-9), 1e-5)))
+    expected = float(np.abs(frames[0] - frames[1]).mean())
+    assert float(mel_loss(waveforms[:1], waveforms[1:], mel)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_generator_is_that_of_transformers() -> None:

@@ -138,7 +138,7 @@ class HifiGan(nn.Module):
         Returns:
             (B, T * hop) in [-1, 1] at `mel.sample_rate`.
         """
-        x = self.lin_pre(frames.to(self.conv_post.bias.dtype))
+        x = self.lin_pre(frames.to(self.conv_post.weight.dtype))
         x = self.conv_pre(x.transpose(1, 2))  # (B, C, T)
         count = len(self.config.block_kernels)
         for i, up in enumerate(self.ups):
@@ -180,9 +180,7 @@ def read_generator(path: Path) -> HifiGan:
     content = read_pickled(path)
     weights = content.get("generator") if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping):
-        raise SpeechsslError(
-            f"{path} holds no 'generator': give a file such as HiFi-GAN's generator_v1 or kNN-VC's g_02500000.pt."
-        )
+        raise SpeechsslError(f"{path} holds no 'generator': give one of HiFi-GAN or kNN-VC, g_...")
     on_features = "lin_pre.weight" in weights
     vocoder = HifiGan(
         KNNVC if on_features else V1,

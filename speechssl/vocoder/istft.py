@@ -89,7 +89,7 @@ class IstftVocoder(nn.Module):
         Returns:
             (B, T * hop) at `mel.sample_rate`; in [-1, 1], but while training.
         """
-        x = self.embed(frames.to(self.out.bias.dtype).transpose(1, 2))  # (B, C, T)
+        x = self.embed(frames.to(self.out.weight.dtype).transpose(1, 2))  # (B, C, T)
         x = self.norm(x.transpose(1, 2))  # (B, T, C)
         for block in self.blocks:
             x = block(x)
