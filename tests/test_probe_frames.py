@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from downstreams.probe.config import PRESETS, ProbeConfig
+from downstreams.probe.config import ProbeConfig
 from downstreams.probe.frames import FrameProbe
 from downstreams.probe.spans import Span, Spans, find_runs, label_frames, lay_out
 from downstreams.probe.task import make_probe
@@ -333,4 +333,4 @@ def test_the_limits_count_utterances(corpus: Corpus) -> None:
 )
 def test_settings_that_frames_can_not_have_are_refused(settings: list[str], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        load_config(PRESETS["probe_frame"], overrides=settings)
+        load_config(CLASSES, overrides=settings)

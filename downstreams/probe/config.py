@@ -121,7 +121,6 @@ TRAIN = TrainConfig(
 CLASSES = ProbeConfig(train=TRAIN, balance="loss")
 NUMBERS = ProbeConfig(train=TRAIN, kind="regression", metric="ccc")
 SEGMENTS = ProbeConfig(train=TRAIN, level="segment", balance="loss", features=FeatureConfig())
-FRAMES = ProbeConfig(train=TRAIN, level="frame", metric="accuracy", features=FeatureConfig())
 DEMO = ProbeConfig(
     train=TrainConfig(
         steps=600, batch_seconds=64.0, max_batch_size=32, learning_rate=1e-3, schedule="linear", evaluate_every=100
@@ -130,12 +129,7 @@ DEMO = ProbeConfig(
     fields=("tone",),
     metric="accuracy",
 )
-PRESETS = {
-    "probe": CLASSES,
-    "probe_regression": NUMBERS,
-    "probe_segment": SEGMENTS,
-    "probe_frame": FRAMES,
-    "probe_demo": DEMO,
-}
+PRESETS = {"probe": CLASSES, "probe_regression": NUMBERS, "probe_segment": SEGMENTS, "probe_demo": DEMO}
 HEADS = {name: (settings[0],) if name != "attentive" else settings for name, settings in UTTERANCE_HEADS.items()}
-"""Pooling stays what the config says, since segments need frames with every head. 'attentive' is none of frames."""
+"""Pooling stays what the config says, since segments need frames with every head. Every preset takes every head, so that
+`level=frame`, which 'attentive' can't have, is none of them."""
