@@ -35,7 +35,7 @@ def _public(width: int) -> dict[str, Tensor]:
         return torch.randn(*shape, generator=generator) / max(torch.Size(shape[1:]).numel(), 1) ** 0.5
 
     def conv(name: str, *shape: int, transposed: bool = False) -> None:
-        state[f"{name}.weight_g"] = draw(shape[0], 1, 1).abs() + 0.5
+        state[f"{name}.weight_g"] = 0.9 * draw(shape[0], 1, 1).abs() + 0.5
         state[f"{name}.weight_v"] = draw(*shape)
         state[f"{name}.bias"] = 0.1 * draw(shape[1] if transposed else shape[0])
 
@@ -105,7 +105,7 @@ def test_a_public_checkpoint_gives_the_audio_of_the_official_forward(
     expected = _slow_forward(state, frames)
     with torch.inference_mode():
         found = vocoder(frames)
-    assert 0.05 < float(expected.abs().mean()) < 0.95  # neither a whisper nor saturated
+    assert float(expected.std(dim=1).mean()) > 0.1 and float(expected.abs().mean()) < 0.9  # no whisper, not saturated
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
     assert (vocoder.source is None) == (width == 80)
     if vocoder.source is not None:
