@@ -131,5 +131,5 @@ DEMO = ProbeConfig(
 )
 PRESETS = {"probe": CLASSES, "probe_regression": NUMBERS, "probe_segment": SEGMENTS, "probe_demo": DEMO}
 HEADS = {name: (settings[0],) if name != "attentive" else settings for name, settings in UTTERANCE_HEADS.items()}
-"""Pooling stays what the config says, since segments need frames with every head. Every preset takes every head, so that
+"""Pooling stays what the config says, since segments need frames with every head. Every preset takes every head, and so
 `level=frame`, which 'attentive' can't have, is none of them."""
