@@ -28,9 +28,14 @@ from speechssl.vocoder.run import VocoderOutcome, train_vocoder
 from speechssl.vocoder.train import learning_rate
 
 LOOP = ("train.batch_size=2", "train.log_every=1", "train.threads=1", "train.accelerator=cpu", "train.num_workers=0")
-GAN = (*LOOP, "model.channels=16", "train.segment=2560", "train.discriminator_divisor=8")
+GAN = (
+    *LOOP, "model.channels=16", "model.block_kernels=[3]", "model.dilations=[1]", "train.segment=1280",
+    "train.discriminator_divisor=8",
+)  # fmt: skip
 MEL = (*GAN, "model.mel.sample_rate=16000")
 ISTFT = (*LOOP, "model.width=32", "model.inner=48", "model.blocks=2", "train.segment=6400")
+
+FBANK = ("model.mel.hop=160", "model.mel.n_fft=512")
 
 
 @pytest.fixture(autouse=True)
@@ -65,17 +70,19 @@ def _vowel(seconds: float = 1.2) -> np.ndarray:
 @pytest.mark.parametrize("preset", ["istft_demo", "hifigan_v1"])
 def test_some_steps_lower_the_mel_distance_of_one_utterance(preset: str, tmp_path: Path) -> None:
     manifest = _manifest(tmp_path, [_vowel()])
-    settings = ISTFT if preset == "istft_demo" else (*MEL, "train.adversarial_from=null", "train.learning_rate=2e-3")
-    train_vocoder(preset, corpus=manifest, output=tmp_path / "out", overrides=(*settings, "train.steps=25"))
+    alone = ("train.segment=5120", "train.adversarial_from=null", "train.learning_rate=2e-3")
+    settings = (*ISTFT, "train.steps=25") if preset == "istft_demo" else (*MEL, *alone, "train.steps=60")
+    train_vocoder(preset, corpus=manifest, output=tmp_path / "out", overrides=settings)
     mel = [line["mel"] for line in _log(tmp_path / "out")]
     assert np.mean(mel[-3:]) < 0.75 * np.mean(mel[:3])
     vocoder = load_vocoder(tmp_path / "out")
-    frames = log_mel(torch.tensor(_vowel(), dtype=torch.float32)[None], 16_000, vocoder.mel)[0]
+    heard = torch.tensor(_vowel(), dtype=torch.float32)
+    frames = log_mel(0.95 * heard[None] / heard.abs().max(), 16_000, vocoder.mel)[0]
     waveform = synthesise(vocoder, frames)
     assert waveform.shape == (len(frames) * vocoder.mel.hop,)
     assert float(waveform.abs().max()) <= 1.0
     again = log_mel(waveform[None], 16_000, vocoder.mel)[0]
-    # As far from the truth as the log says (there over all frequencies, and with the level of training).
+    # As far from the truth as the log says, where it is about segments and all frequencies.
     assert float((again - frames).abs().mean()) < 2 * np.mean(mel[-3:])
 
 
@@ -288,6 +295,15 @@ def test_what_cannot_be_trained_on_is_told_in_a_sentence(tmp_path: Path) -> None
         VocoderTrainConfig(discriminator_divisor=3)
     with pytest.raises(ConfigError, match="must be positive"):
         VocoderTrainConfig(adversarial_from=None, mel_weight=0.0)
+
+
+def test_archives_and_several_corpora_are_trained_on_too(shar: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    settings = (*ISTFT, "train.steps=2")
+    out = train_vocoder("istft_demo", corpus=[shar, tiny_corpus], output=tmp_path / "out", overrides=settings)
+    assert out.finished and out.values["audio_seconds"] == pytest.approx(0.8, abs=0.41)
+    folder = tmp_path / "frames"
+    train_vocoder("istft_demo", corpus=shar, output=folder, upstream="fbank", layer=0, overrides=(*settings, *FBANK))
+    assert load_vocoder(folder).source is not None
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
