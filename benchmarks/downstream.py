@@ -2,6 +2,7 @@
 
     python benchmarks/downstream.py                                  # all recipes, HuBERT base
     python benchmarks/downstream.py --only asr --precision float32
+    python benchmarks/downstream.py --curve --size small             # whole runs beside each other, seconds of speech
 
 S3PRL 0.4.18 itself can't be imported beside a current torchaudio, so its protocol is replayed: at every step the wavs
 of a random batch are padded and go through the frozen upstream (transformers' HubertModel, float32, all hidden states,
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,16 @@ from speechssl.probe import seeded
 from speechssl.runner import resolve_config
 from speechssl.types import Utterance
 
+SIZES = {
+    "base": {},
+    "small": {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+        "conv_dim": (16,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+        "feat_extract_norm": "layer", "do_stable_layer_norm": True,
+    },
+}  # fmt: skip
+"""HuBERT as transformers builds it; 'small' is for curves: like the large one, it does not see the padding."""
+SMALL_HEADS = {"asr": ("project_size=64", "hidden_size=64")}
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
 
 
@@ -243,16 +255,32 @@ class Measured:
     """Largest difference of losses, relative."""
 
 
-def measure(recipe: Recipe, args: argparse.Namespace, folder: Path) -> Measured:
-    """Times both sides on one small corpus."""
-    count = recipe.batch * (args.steps + 1)
-    corpus = open_corpus(make_corpus(folder / "corpus", recipe, args.corpus, count=count))
+@dataclass(frozen=True)
+class Sides:
+    """Both, before their first step, and what they hear."""
+
+    ours: Fit
+    theirs: Theirs
+    features: float
+    """Seconds for one utterance, once."""
+
+    def batches(self, number: int) -> list[list[Utterance]]:
+        utterances = list(self.ours.data.splits["train"])
+        stream = self.ours._batches(utterances)
+        return [[utterances[i] for i in batch.indices] for batch, _ in zip(stream, range(number), strict=False)]
+
+
+def prepare(recipe: Recipe, args: argparse.Namespace, folder: Path, *, count: int, seed: int = 0) -> Sides:
+    """Makes a corpus of `count` utterances, computes their features, and gives both sides the same weights."""
+    root = folder / "corpus"
+    corpus = open_corpus(root if root.is_dir() else make_corpus(root, recipe, args.corpus, count=count))
     library: Any = transformers
     library.set_seed(0)
-    model = library.HubertModel(library.HubertConfig(layerdrop=0.0)).eval()
+    model = library.HubertModel(library.HubertConfig(layerdrop=0.0, **SIZES[args.size])).eval()
     model.save_pretrained(folder / "upstream")
     upstream = load_upstream(folder / "upstream")
-    name, config = resolve_config(recipe.task, overrides=recipe.overrides)
+    small = SMALL_HEADS.get(recipe.task, ()) if args.size == "small" else ()
+    name, config = resolve_config(recipe.task, overrides=[*recipe.overrides, *small])
     longest = 2.2 * recipe.seconds * recipe.batch
     config = load_config(config, overrides=[
         f"train.batch_seconds={longest}", f"train.max_batch_size={recipe.batch}", "train.evaluate_every=100000",
@@ -261,30 +289,68 @@ def measure(recipe: Recipe, args: argparse.Namespace, folder: Path) -> Measured:
     data = task.prepare(corpus)
     for cache in ("warm", "cache"):
         begin = time.perf_counter()
-        options = RunOptions(cache_folder=str(folder / cache), precision=args.precision)
+        options = RunOptions(cache_folder=str(folder / f"{cache}{seed}"), precision=args.precision)
         store: Any = compute_features(upstream, task, data, options)
         features = (time.perf_counter() - begin) / len(store)
-    fit = Fit(task, data, dict.fromkeys(data.splits, store), seed=0, folder=folder / "run", identity="benchmark")
+    run = folder / f"run{seed}"
+    fit = Fit(task, data, dict.fromkeys(data.splits, store), seed=seed, folder=run, identity="benchmark")
     fit.folder.mkdir()
-    theirs = Theirs(model, fit)
-    utterances = list(data.splits["train"])
-    batches = [
-        [utterances[i] for i in batch.indices]
-        for batch, _ in zip(fit._batches(utterances), range(args.steps + 1), strict=False)
-    ]
+    return Sides(fit, Theirs(model, fit), features)
+
+
+def measure(recipe: Recipe, args: argparse.Namespace, folder: Path) -> Measured:
+    """Times both sides on one small corpus."""
+    sides = prepare(recipe, args, folder, count=recipe.batch * (args.steps + 1))
     ours, other, losses = [], [], []
-    for number, batch in enumerate(batches, 1):
+    for number, batch in enumerate(sides.batches(args.steps + 1), 1):
         begin = time.perf_counter()
-        mine = fit._step(batch)
+        mine = sides.ours._step(batch)
         ours.append(time.perf_counter() - begin)
         begin = time.perf_counter()
-        losses.append((mine, theirs.step(batch, number)))
+        losses.append((mine, sides.theirs.step(batch, number)))
         other.append(time.perf_counter() - begin)
     difference = max(abs(a - b) / abs(b) for a, b in losses)
     return Measured(
-        statistics.mean(theirs.upstream_seconds[1:]), statistics.mean(other[1:]), features,
+        statistics.mean(sides.theirs.upstream_seconds[1:]), statistics.mean(other[1:]), sides.features,
         statistics.mean(ours[1:]), difference,
     )  # fmt: skip
+
+
+def follow(recipe: Recipe, args: argparse.Namespace, folder: Path) -> list[Any]:
+    """Trains both to the end, over two batches of utterances and the recipe's number of passes: a row of the table."""
+    sides = prepare(recipe, args, folder, count=2 * recipe.batch)
+    steps = round(2 * recipe.passes)
+    curves: dict[str, list[float]] = {"theirs": [], "ours": [], "other seed": []}
+    seconds = dict.fromkeys(curves, 0.0)
+    again = prepare(recipe, args, folder, count=2 * recipe.batch, seed=1)
+    for number, (batch, other) in enumerate(zip(sides.batches(steps), again.batches(steps), strict=True), 1):
+        turns = {
+            "theirs": partial(sides.theirs.step, batch, number), "ours": partial(sides.ours._step, batch),
+            "other seed": partial(again.ours._step, other),
+        }  # fmt: skip
+        for name, step in turns.items():
+            begin = time.perf_counter()
+            curves[name].append(step())
+            seconds[name] += time.perf_counter() - begin
+    tenths = {
+        name: np.asarray(curve[: steps // 10 * 10]).reshape(10, -1).mean(axis=1) for name, curve in curves.items()
+    }
+    apart, noise = (np.abs(tenths["ours"] - tenths[name]).mean() for name in ("theirs", "other seed"))
+    ours = seconds["ours"] + sides.features * 2 * recipe.batch
+    ends = (f"{tenths[name][0]:.3f} -> {tenths[name][-1]:.3f}" for name in curves)
+    return [steps, *ends, f"{apart:.4f}", f"{noise:.4f}", f"{seconds['theirs'] / ours:.1f}"]
+
+
+def compare_curves(args: argparse.Namespace) -> None:
+    """Prints how far apart the training losses are, beside what another seed of the head makes of them."""
+    table = Table(
+        "recipe", "steps", "S3PRL's loss", "ours", "ours, other seed", "apart", "seeds apart", "times faster",
+        title=f"HuBERT {args.size}, our features in {args.precision}; losses are means over a tenth of the steps",
+    )  # fmt: skip
+    for name in args.only:
+        with tempfile.TemporaryDirectory() as folder:
+            table.add_row(name, *map(str, follow(RECIPES[name], args, Path(folder))))
+        Console(width=160).print(table)
 
 
 def main() -> None:
@@ -295,11 +361,19 @@ def main() -> None:
         "--precision", choices=["float32", "bf16"], default="bf16", help="of our features; heads: float32"
     )
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that is not")
+    parser.add_argument("--size", choices=SIZES, default="base", help="of HuBERT")
+    parser.add_argument(
+        "--curve", action="store_true",
+        help="train both to the end instead, over two batches of utterances and the recipe's number of passes",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     quiet: Any = transformers.logging
     quiet.set_verbosity_error()
+    if args.curve:
+        compare_curves(args)
+        return
     table = Table(
         "recipe", "passes", "S3PRL: step (upstream) s", "hours", "ours: features s/utt", "step s", "hours", "ratio",
         "wanted", "losses differ", title=f"HuBERT base, {args.threads} threads, our features in {args.precision}",
