@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from downstreams.asr.config import AsrConfig
-from speechssl.adapt.adaptable import Adaptable
+from speechssl.adapt.adaptable import Adaptable, heard_layers
 from speechssl.adapt.blocks import find_blocks
 from speechssl.adapt.config import AdaptConfig
 from speechssl.adapt.distill import without_bottlenecks
@@ -161,6 +161,14 @@ def test_only_the_topmost_layers_learn_and_rates_fall_from_block_to_block() -> N
     assert whole.rates["projection.weight"] == 0.125
     assert whole.rates["encoder.blocks.0.fc1.weight"] == 0.25
     assert whole.frozen == -1
+
+
+def test_heads_hear_all_layers_that_are_as_wide_as_the_last_one(caplog: pytest.LogCaptureFixture) -> None:
+    upstream = load_upstream("apc_tiny", random_weights=0)
+    assert upstream.hidden_sizes == (80, 384, 384, 384)
+    assert heard_layers(upstream, AdaptConfig(), None) == [1, 2, 3]
+    assert "The hidden states [0]" in caplog.text
+    assert heard_layers(upstream, AdaptConfig(), [0]) == [0]
 
 
 def test_what_no_head_hears_is_not_trained() -> None:

@@ -1,6 +1,7 @@
 """An upstream that each run of a task adapts for itself, with what they share: the features that stay as they are."""
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -17,6 +18,7 @@ from speechssl.feature_store import FeatureStore
 from speechssl.types import Utterance
 from speechssl.upstream import Upstream
 
+logger = logging.getLogger(__name__)
 Keep = Callable[[Upstream, Sequence[int]], FeatureStore]
 """keep(upstream, layers) caches hidden states of all utterances, in float32."""
 
@@ -25,17 +27,27 @@ def heard_layers(upstream: Upstream, config: AdaptConfig, layers: Sequence[int] 
     """Which hidden states a head hears, ascending; of a student, its own are counted.
 
     Args:
-        layers: as `Upstream.resolve_layers` takes them.
+        layers: as `Upstream.resolve_layers` takes them; None = all that are as wide as the last one.
 
     Raises:
         SpeechsslError: there are no such layers.
     """
     if config.method != "distill":
-        return sorted(upstream.resolve_layers(layers))
+        found = sorted(upstream.resolve_layers(layers))
+        return found if layers is not None else _as_wide_as_the_last(upstream)
     top = config.student_layers
     if layers is not None and not all(-top - 1 <= layer <= top for layer in layers):
         raise ConfigError(f"`features.layers` of a student must lie in 0..{top}, but is {list(layers)}.")
     return list(range(top + 1)) if layers is None else sorted({layer % (top + 1) for layer in layers})
+
+
+def _as_wide_as_the_last(upstream: Upstream) -> list[int]:
+    widths = upstream.hidden_sizes
+    others = [layer for layer, width in enumerate(widths) if width != widths[-1]]
+    if others:
+        message = "The hidden states %s of '%s' are not %d wide as the last, and take no part: see `features.layers`"
+        logger.warning(message, others, upstream.name, widths[-1])
+    return [layer for layer in range(len(widths)) if layer not in others]
 
 
 class Adaptable:

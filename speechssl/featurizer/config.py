@@ -12,7 +12,7 @@ class FeatureConfig:
     """What the head sees of the upstream."""
 
     layers: tuple[int, ...] | None = None
-    """Which hidden states; None = all L+1, as SUPERB."""
+    """Which hidden states; None = all L+1, as SUPERB, or, where widths differ, those as wide as the last one."""
     normalize: bool = False
     """Whether each layer is layer-normalised (no affine) before they are joined, as S3PRL's
     `--upstream_feature_normalize`; with pooling 'mean' it is the means that are."""
