@@ -35,9 +35,13 @@ def test_marks_line_ends_and_packing_change_nothing(way: str, tmp_path: Path) ->
         (b"a\nb\xff\n", r"list\.txt, line 2, is not UTF-8 text \(invalid start byte\): convert it"),
         ("a\nb\n".encode("utf-16"), r"list\.txt, line 1, is not UTF-8 text"),
         ("a\nb\n".encode("utf-16-le"), r"list\.txt, line 1, is not text: give a text file"),
-        (gzip.compress(PLAIN.encode() * 9)[:30], r"The file \S+list\.txt can't be read \(.+\): give one that is whole"),
+        (
+            gzip.compress(PLAIN.encode() * 9, mtime=0)[:30],
+            r"The file \S+list\.txt can't be read \(.+\): give one that is whole",
+        ),
         (None, r"The file \S+list\.txt does not exist: check the path"),
     ],
+    ids=["a byte", "utf-16", "utf-16-le", "cut off", "missing"],
 )
 def test_what_is_no_text_is_named_with_its_line(content: bytes | None, said: str, tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
