@@ -117,7 +117,7 @@ class Experiment:
     def train(self, name: str, seed: int) -> Path:
         """Trains one objective, unless that is done."""
         setting, folder = SETTINGS[name], self.upstream(name, seed)
-        plan = folder / "plan.json"
+        plan = folder.parent / "plan.json"  # all seeds take the steps that the first had time for
         overrides = [*COMMON, *setting.batch, *setting.overrides, f"train.seed={seed}"]
         overrides += GRID if setting.grid else ["train.grid_seconds=null"]
         if setting.teacher is not None:
