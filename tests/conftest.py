@@ -1,5 +1,6 @@
 """Fixtures for every test: a tiny corpus that is made in a second and needs no network."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from parity_table import pytest_addoption, pytest_configure  # noqa: F401  # hooks
 from pretrain_corpora import index_folder, manifest, shar, tone_files  # noqa: F401  # fixtures
 
@@ -23,6 +25,10 @@ SPEAKER_SIDES = {
 }  # fmt: skip
 LETTER = 0.11  # seconds
 SENTENCES = 10  # per language, each said by all four speakers
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker for each core
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 
 @pytest.fixture(scope="session")
