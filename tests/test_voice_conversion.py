@@ -14,6 +14,7 @@ from downstreams.voice_conversion.config import PRESETS, HeadConfig, VoiceConver
 from downstreams.voice_conversion.data import Plan
 from downstreams.voice_conversion.head import MelHead
 from downstreams.voice_conversion.loudness import PEAK, loudness, match_loudness, reference_loudness
+from downstreams.voice_conversion.output import read_tags
 from downstreams.voice_conversion.task import TASK, VoiceConversion
 from speechssl.audio import read_audio
 from speechssl.config import load_config
@@ -21,6 +22,10 @@ from speechssl.data.corpus import open_corpus
 from speechssl.errors import SpeechsslError
 from speechssl.task import TaskData
 from speechssl.types import Utterance
+from speechssl.vocoder import FeatureSource, MelConfig
+from speechssl.vocoder.chunks import stretches
+from speechssl.vocoder.folder import save_vocoder
+from speechssl.vocoder.istft import IstftConfig, IstftVocoder
 
 SMALL = replace(
     PRESETS["voice_conversion_demo"],
@@ -158,6 +163,21 @@ def test_mel_frames_stand_where_the_feature_frames_do() -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("frame_rate", [50.0, 100.0, 43.0])
+def test_a_stretch_of_the_mel_is_that_of_the_whole(frame_rate: float) -> None:
+    torch.manual_seed(0)
+    head = MelHead(16, frame_rate, n_mels=80, mel_rate=22_050 / 256, config=HeadConfig(width=24, blocks=2)).eval()
+    frames = torch.randn(400, 16)
+    whole = head(frames[None], torch.tensor([400]))[0].detach()
+    for size in (1, 37, 400):
+        cut = stretches(torch.split(frames, 90), size=size, context=head.context)
+        parts = [head.stretch(p.frames, begin=p.begin, first=p.first, last=p.last) for p in cut]
+        torch.testing.assert_close(torch.cat(parts), whole, atol=1e-4, rtol=0)  # F.interpolate counts in float32
+    short = stretches([frames], size=37, context=head.context // 2)
+    parts = [head.stretch(p.frames, begin=p.begin, first=p.first, last=p.last) for p in short]
+    assert float((torch.cat(parts) - whole).abs().detach().max()) > 1e-3  # the context is needed
+
+
 def test_head_learns_and_prematching_trains_too(tiny_corpus: Path) -> None:
     for share in (0.0, 1.0):
         task, data, _ = _data(tiny_corpus, replace(SMALL, prematch=share))
@@ -200,6 +220,31 @@ def test_evaluation_reports_conversions_beside_their_bounds(tiny_corpus: Path, t
             torch.from_numpy(soundfile.read(u.path, dtype="float32")[0]) for u in plan.targets[pair.target].reference
         ]
         assert loudness(torch.from_numpy(converted), rate) == pytest.approx(reference_loudness(spoken, 16_000), abs=0.2)
+
+
+def test_a_vocoder_of_another_recipe_gets_a_head_for_it(tiny_corpus: Path, tmp_path: Path) -> None:
+    mel = MelConfig(sample_rate=16_000, hop=320, n_mels=40, high=7_600.0)
+    torch.manual_seed(0)
+    network = IstftVocoder(IstftConfig(mel=mel, width=16, inner=24, blocks=1)).eval()
+    save_vocoder(network, tmp_path / "vocoder", weights="random")
+    task, data, _ = _data(tiny_corpus, replace(SMALL, judges="none", vocoder=str(tmp_path / "vocoder")))
+    head, losses = _train(task, data, steps=20)
+    assert losses[-1] < 0.8 * losses[0]
+    assert "mel_distance" in task.evaluate(head, _predictions(task, head, data, "dev"), data, "dev", tmp_path).metrics
+    spoken = list(data.splits["train"])[:2]
+    found = task.infer(head, {u.id: _features(u) for u in spoken}, spoken, task.restore({}), tmp_path)
+    assert soundfile.info(found["converted"]).samplerate == 16_000
+    assert "Synthetic" in read_tags(found["converted"])["comment"]
+
+
+def test_a_vocoder_on_features_leaves_a_run_nothing_to_train(tiny_corpus: Path, tmp_path: Path) -> None:
+    source = FeatureSource("wavlm_large", 6)
+    config = IstftConfig(mel=MelConfig(sample_rate=16_000, hop=320), features=8, width=16, inner=24, blocks=1)
+    save_vocoder(IstftVocoder(config, source=source), tmp_path / "features", weights="random")
+    with pytest.raises(SpeechsslError, match="infer voice_conversion --vocoder"):
+        _data(tiny_corpus, replace(SMALL, vocoder=str(tmp_path / "features")))
+    with pytest.raises(SpeechsslError, match="folder or checkpoint"):
+        _data(tiny_corpus, replace(SMALL, vocoder="gone"))
 
 
 @pytest.mark.usefixtures("judges")

@@ -12,6 +12,7 @@ from downstreams.voice_conversion import scoring
 from downstreams.voice_conversion.bounds import CONDITIONS, Bounds, copy_path, read
 from downstreams.voice_conversion.config import VoiceConversionConfig
 from downstreams.voice_conversion.data import Pair, Plan
+from downstreams.voice_conversion.output import write_speech
 from downstreams.voice_conversion.scoring import Verdict
 from speechssl.data.flac import write_flac
 from speechssl.files import replacing
@@ -78,7 +79,7 @@ def _write_example(row: int, judged: Judged, folder: Path) -> dict[str, str]:
     write_flac(folder / names["source"], read(pair.source).numpy())
     write_flac(folder / names["target"], read(spoken).numpy())
     rate = judged.vocoder.mel.sample_rate
-    write_flac(folder / names["converted"], judged.waveforms[row].numpy(), sample_rate=rate)
+    write_speech(folder / names["converted"], judged.waveforms[row], sample_rate=rate)
     shutil.copyfile(copy_path(judged.kept, spoken), folder / names["copy_synthesis"])
     title = f"{pair.source.labels['text']} ({pair.source.labels['language']} → {pair.target}, {target.language})"
     return {"title": title, "vocoder": judged.vocoder.name, **names}

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from downstreams.voice_conversion.data import Pair, Plan
 from downstreams.voice_conversion.judges import SAMPLE_RATE
+from downstreams.voice_conversion.output import write_speech
 from downstreams.voice_conversion.scoring import Judges, Verdict, judge_voice
 from speechssl.audio import read_audio
-from speechssl.data.flac import write_flac
 from speechssl.files import replacing
 from speechssl.metric.detection import equal_error_rate
 from speechssl.types import Utterance
@@ -122,7 +122,7 @@ def _judge_bounds(
     voices = {}
     for name in {p.target for p in pairs}:
         waveform = copy_synthesis(plan.targets[name].held_out[0], vocoder)
-        write_flac(copy_path(folder, plan.targets[name].held_out[0]), waveform.numpy(), sample_rate=rate)
+        write_speech(copy_path(folder, plan.targets[name].held_out[0]), waveform.clamp(-1.0, 1.0), sample_rate=rate)
         voices[name] = resample(waveform, rate)
     heard = [{k: judges.word.transcribe(w) for k, w in set_.items()} for set_ in (real, copied)]
     quality = {k: judges.quality.score(w) for k, w in real.items()}

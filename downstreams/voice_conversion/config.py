@@ -56,7 +56,9 @@ class VoiceConversionConfig(TaskConfig):
     """Of each target, outside the reference: what the judge of voices compares with."""
     dev_pairs: int = 20
     test_pairs: int = 200
-    vocoder: Literal["hifigan", "griffin_lim", "auto"] = "auto"
+    vocoder: str = "auto"
+    """'hifigan', 'griffin_lim', 'auto' (the first where it can be had, or else the second), or a folder of
+    `speechssl vocoder` or a checkpoint of HiFi-GAN, that reads log-mel of any recipe: the head is built for it."""
     vocoder_precision: Literal["float32", "bf16"] = "float32"
     judges: Literal["packages", "none"] = "packages"
     """'none' measures only `mel_distance`, which needs no download."""

@@ -3,6 +3,8 @@
 Shapes: B batch, T feature frames, T' mel frames, D width of the features, H width of the network, M mel bands.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,19 +34,24 @@ class MelHead(nn.Module):
         """
         super().__init__()
         self.scale = mel_rate / frame_rate
-        width = config.width
+        width, kernel = config.width, config.kernel
         self.standardise = nn.BatchNorm1d(size, affine=False)
         self.project = nn.Linear(size, width)
-        self.blocks = nn.ModuleList(_Block(width, config.kernel) for _ in range(config.blocks))
-        self.refine = nn.ModuleList(_Block(width, config.kernel) for _ in range(config.refining_blocks))
+        self.blocks = nn.ModuleList(_Block(width, kernel) for _ in range(config.blocks))
+        self.refine = nn.ModuleList(_Block(width, kernel) for _ in range(config.refining_blocks))
         self.out = nn.Linear(width, n_mels)
         # What a frame says of the spectrum linearly need not be learned through the convolutions.
         self.shortcut = nn.Linear(size, n_mels)
         nn.init.constant_(self.out.bias, -5.0)  # the mean log-mel of speech at a usual level
 
+        # Of the convolutions at either rate, and two frames that the interpolation may reach.
+        reach = kernel // 2 * config.blocks + math.ceil(kernel // 2 * config.refining_blocks / self.scale) + 2
+        self.context = reach
+        """Frames of features on each side of one that its mel frames depend on."""
+
     def mel_lengths(self, lengths: Tensor) -> Tensor:
         """Mel frames for `lengths` feature frames, (B,) int64."""
-        return (lengths * self.scale).floor().long()
+        return (lengths.double() * self.scale).floor().long()
 
     def directions(self, features: Tensor) -> Tensor:
         """Standardises frames (..., D) by the running statistics, without gradient: where neighbours are looked for."""
@@ -69,6 +76,40 @@ class MelHead(nn.Module):
             hidden = block(hidden, valid[:, None])
         mel: Tensor = self.out(hidden.transpose(1, 2)) + shortcut.transpose(1, 2)  # (B, T', M)
         return mel
+
+    def stretch(self, features: Tensor, *, begin: int, first: int, last: int) -> Tensor:
+        """The mel frames of a stretch of one utterance, as `forward` gives them where enough is seen around it.
+
+        Args:
+            features: (T, D) frames `begin` and following, with `context` of them, or all there are, on both sides.
+            first: first frame of the stretch; `last` is the first behind it.
+
+        Returns:
+            (T', M): mel frames mel_lengths(first) to mel_lengths(last) of the utterance.
+        """
+        standard = self.standardise(features)
+        hidden = self.project(standard).T[None]  # (1, H, T)
+        everywhere = torch.ones(1, 1, 1, dtype=torch.bool, device=features.device)
+        for block in self.blocks:
+            hidden = block(hidden, everywhere)
+        bounds = self.mel_lengths(torch.tensor([begin, first, last, begin + len(features)])).tolist()
+        lower, upper, weight = self._between(begin, len(features), bounds[0], bounds[3], device=features.device)
+        hidden = torch.lerp(hidden[:, :, lower], hidden[:, :, upper], weight)  # (1, H, T')
+        linear = self.shortcut(standard)  # (T, M)
+        for block in self.refine:
+            hidden = block(hidden, everywhere)
+        mel: Tensor = self.out(hidden[0].T) + torch.lerp(linear[lower], linear[upper], weight[:, None])
+        return mel[bounds[1] - bounds[0] : bounds[2] - bounds[0]]
+
+    def _between(
+        self, begin: int, count: int, first: int, last: int, *, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Between which of `count` frames from `begin` on mel frames `first` to `last` stand, and where, (T',) each."""
+        places = (torch.arange(first, last, dtype=torch.float64) + 0.5) / self.scale - 0.5 - begin
+        places = places.clamp(min=0.0, max=count - 1)  # as `F.interpolate` does it
+        lower = places.floor().long()
+        weight = (places - lower).float()
+        return lower.to(device), (lower + 1).clamp(max=count - 1).to(device), weight.to(device)
 
     def _to_mel_rate(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """Linear interpolation between frame centres; the last valid frame is repeated into the padding first."""

@@ -1,0 +1,132 @@
+"""How frames of a source become frames for a vocoder in another voice: the one interface that task and converter know.
+
+Shapes: B batch, T frames of the source, N frames of the target, D width, T' mel frames, M mel bands.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from downstreams.voice_conversion.config import VoiceConversionConfig
+from downstreams.voice_conversion.head import MelHead
+from downstreams.voice_conversion.knn import convert, prematch
+from speechssl.types import LossOutput, Utterance
+from speechssl.vocoder.chunks import WINDOW, stretches
+from speechssl.vocoder.mel import MelConfig
+
+Mels = Callable[[Utterance], Tensor]
+"""Gives the (T', M) log-mel of an utterance's natural speech."""
+
+
+class Method(Protocol):
+    """What differs between kinds of conversion; plans, judges, vocoders, files and loudness are the same for all."""
+
+    def build_head(self, size: int, frame_rate: float) -> nn.Module:
+        """The network that is trained, for (B, T, size) features at `frame_rate` Hz."""
+
+    def loss(  # noqa: PLR0917  a batch is that much
+        self,
+        head: nn.Module,
+        features: Tensor,
+        lengths: Tensor,
+        utterances: Sequence[Utterance],
+        mels: Mels,
+        generator: torch.Generator,
+    ) -> LossOutput:
+        """The loss of a batch, see `speechssl.task.Task.loss`."""
+
+    def voice(self, head: nn.Module, reference: Sequence[Utterance], features: Mapping[str, Tensor]) -> Tensor:
+        """What is kept of a target.
+
+        Args:
+            reference: of the target's speech.
+            features: utterance id -> (T, D).
+        """
+
+    def pieces(self, head: nn.Module, source: Iterable[Tensor], voice: Tensor) -> Iterator[Tensor]:
+        """Converts one utterance piece by piece, under inference_mode.
+
+        Args:
+            source: (T of the piece, D) each.
+            voice: as `voice` made it.
+
+        Yields:
+            (T' of the piece, M) frames for the vocoder; joined, they don't depend on how the source was cut.
+        """
+
+
+class NearestNeighbours(Method):
+    """kNN-VC with a small network to log-mel in front of a ready vocoder.
+
+    Each source frame is replaced by the mean of the target's k nearest frames, and the head, which has learned to give
+    back the log-mel of natural speech from its features, makes the log-mel of the result.
+
+    Paper: Baas et al. 2023, arXiv:2305.18975.
+    """
+
+    def __init__(self, config: VoiceConversionConfig, mel: MelConfig) -> None:
+        """
+        Args:
+            mel: what the vocoder reads.
+        """
+        self.config = config
+        self.mel = mel
+
+    @override
+    def build_head(self, size: int, frame_rate: float) -> nn.Module:
+        """A `MelHead`."""
+        rate = self.mel.frame_rate
+        return MelHead(size, frame_rate, n_mels=self.mel.n_mels, mel_rate=rate, config=self.config.head)
+
+    @override
+    def loss(
+        self,
+        head: nn.Module,
+        features: Tensor,
+        lengths: Tensor,
+        utterances: Sequence[Utterance],
+        mels: Mels,
+        generator: torch.Generator,
+    ) -> LossOutput:
+        """Mean absolute error of the log-mel, summed over frames; on a share of the batches after prematching."""
+        network = cast(MelHead, head)
+        if float(torch.rand((), generator=generator)) < self.config.prematch:
+            speakers = [str(u.labels.get("speaker", u.id)) for u in utterances]
+            features = prematch(features, lengths, speakers, k=self.config.k, space=self._space(network, features))
+        predicted = network(features, lengths)  # (B, T', M)
+        errors = []
+        for row, utterance in enumerate(utterances):
+            target = mels(utterance).to(predicted.device)
+            size = min(int(network.mel_lengths(lengths[row : row + 1])), target.size(0))
+            errors.append((predicted[row, :size] - target[:size]).abs().mean(dim=1))
+        per_frame = torch.cat(errors)
+        return LossOutput(per_frame.sum(), torch.tensor(per_frame.numel(), device=per_frame.device))
+
+    @override
+    def voice(self, head: nn.Module, reference: Sequence[Utterance], features: Mapping[str, Tensor]) -> Tensor:
+        """All frames of the reference, (N, D)."""
+        del head
+        return torch.cat([features[u.id].float().cpu() for u in reference])
+
+    @override
+    @torch.inference_mode()
+    def pieces(self, head: nn.Module, source: Iterable[Tensor], voice: Tensor) -> Iterator[Tensor]:
+        """Matches frame by frame, and makes the log-mel in windows."""
+        network = cast(MelHead, head.eval())
+        device = network.out.weight.device
+        voice = voice.to(device)
+        compared = self._space(network, voice)
+        matched = (
+            convert(self._space(network, piece), compared, k=self.config.k, values=voice)
+            for piece in (p.to(device) for p in source)
+        )
+        size = max(round(WINDOW * self.mel.frame_rate / network.scale), 1)
+        for part in stretches(matched, size=size, context=network.context):
+            yield network.stretch(part.frames, begin=part.begin, first=part.first, last=part.last)
+
+    def _space(self, head: MelHead, features: Tensor) -> Tensor:
+        """The frames as they are compared."""
+        return head.directions(features) if self.config.matching == "standardised" else features.detach()
