@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from speechssl.conversion import load_converter
     from speechssl.extraction import extract
     from speechssl.loading import load_upstream
     from speechssl.registry import list_tasks, list_upstreams
@@ -22,6 +23,7 @@ __all__ = [
     "extract",
     "list_tasks",
     "list_upstreams",
+    "load_converter",
     "load_upstream",
     "run",
 ]
@@ -33,6 +35,7 @@ _HOME = {
     "extract": "extraction",
     "list_tasks": "registry",
     "list_upstreams": "registry",
+    "load_converter": "conversion",
     "load_upstream": "loading",
     "run": "runner",
 }

@@ -28,6 +28,7 @@ VERBS = {
     "vocoder": "Train a vocoder on a corpus.",
     "run": "Train and evaluate a task on top of an upstream.",
     "infer": "Apply a trained task to your own files.",
+    "score": "Measure finished conversions, whoever made them.",
     "report": "Write one HTML page about finished runs.",
     "export": "Write a pre-trained checkpoint as an upstream folder.",
     "cache": "Show or trim the feature cache.",
@@ -43,7 +44,7 @@ class _Verbs(click.Group):
             return None
         module = importlib.import_module(f"speechssl.commands.{cmd_name}")
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(name=cmd_name)(module.command)
+        app.command(name=cmd_name, cls=getattr(module, "Parser", None))(module.command)
         command: Any = typer.main.get_command(app)  # newer typer has a click of its own, alike in all but identity
         return command  # type: ignore[no-any-return]
 

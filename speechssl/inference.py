@@ -4,12 +4,13 @@ import copy
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from speechssl.adapt.methods import adapt, merge
 from speechssl.config import from_dict, to_dict
@@ -83,23 +84,51 @@ def infer(
         SpeechsslError: another upstream than the one that the head was trained on.
         AudioError: a file that can't be read.
     """
+    run = load_run(run_folder, upstream=upstream, device=device)
+    task = run.task
+    utterances = resolve_items(files)
+    features = {}
+    with TemporaryDirectory(prefix="speechssl-") as prepared, torch.no_grad():
+        if isinstance(task, PreparesFiles):
+            utterances = task.prepare_files(utterances, Path(prepared))
+        for utterance, states in extract(run.upstream, utterances, layers=run.layers):
+            pooled = task.config.features.pooling == "mean"
+            features[utterance.id] = run.join([s.mean(dim=0) if pooled else s for s in states])
+        target = Path(run_folder) / "infer" if out is None else Path(out)
+        return task.infer(run.probe.head, features, utterances, run.data, target)
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A finished run, ready to be applied."""
+
+    task: Task
+    data: TaskData
+    """What `Task.restore` made."""
+    probe: Probe
+    """With the trained weights, on the device."""
+    upstream: Upstream
+    """Adapted, where the run adapted it."""
+    layers: tuple[int, ...]
+    device: str
+
+    def join(self, states: Sequence[Tensor]) -> Tensor:
+        """The layers of an utterance, (T, D) or (D,) each, as the head hears them, (T, E) or (E,)."""
+        joined: Tensor = self.probe.featurizer([s.to(self.device) for s in states])
+        return joined
+
+
+def load_run(
+    run_folder: str | Path, *, upstream: str | Path | Upstream | None = None, device: str = "cpu"
+) -> LoadedRun:
+    """Loads what `speechssl run` wrote; arguments and errors are those of `infer`."""
     folder = Path(run_folder)
     saved = _read(folder)
     task, data, probe = _rebuild(saved)
     model = _adapt(probe, _upstream(saved, upstream, device), task, saved["layers"])
     load_probe(probe, folder)
     probe.eval().to(device)
-    utterances = resolve_items(files)
-    features = {}
-    with TemporaryDirectory(prefix="speechssl-") as prepared, torch.no_grad():
-        if isinstance(task, PreparesFiles):
-            utterances = task.prepare_files(utterances, Path(prepared))
-        for utterance, states in extract(model, utterances, layers=saved["layers"]):
-            pooled = task.config.features.pooling == "mean"
-            layers = [s.mean(dim=0) if pooled else s for s in states]
-            features[utterance.id] = probe.featurizer([s.to(device) for s in layers])
-        target = folder / "infer" if out is None else Path(out)
-        return task.infer(probe.head, features, utterances, data, target)
+    return LoadedRun(task, data, probe, model, tuple(saved["layers"]), device)
 
 
 def is_run(folder: str | Path) -> bool:

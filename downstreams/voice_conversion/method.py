@@ -130,3 +130,20 @@ class NearestNeighbours(Method):
     def _space(self, head: MelHead, features: Tensor) -> Tensor:
         """The frames as they are compared."""
         return head.directions(features) if self.config.matching == "standardised" else features.detach()
+
+
+@torch.inference_mode()
+def match_pieces(source: Iterable[Tensor], voice: Tensor, *, k: int) -> Iterator[Tensor]:
+    """kNN-VC itself: raw features, cosine, uniform mean; the result is what a vocoder on features reads.
+
+    Args:
+        source: (T of the piece, D) each.
+        voice: (N, D).
+
+    Yields:
+        (T of the piece, D).
+
+    Paper: Baas et al. 2023, sec. 2, arXiv:2305.18975.
+    """
+    for piece in source:
+        yield convert(piece.to(voice.device), voice, k=k)

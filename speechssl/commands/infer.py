@@ -1,24 +1,120 @@
-"""`speechssl infer`: apply a trained task to files."""
+"""`speechssl infer`: apply a trained task to files, or say what one file says in the voice of others."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
+
+from speechssl.errors import ConfigError, SpeechsslError
+
+if TYPE_CHECKING:
+    from speechssl.conversion import Conversion, Voice
+
+TASK = "voice_conversion"
+MANY = "--voice"
+"""The option that takes several values."""
 
 
-def command(
-    run_folder: Annotated[Path, typer.Argument(help="Folder of a finished run, such as exp/asr/fbank/seed0.")],
-    files: Annotated[list[Path], typer.Argument(help="Audio files or folders.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file to write; else standard output.")] = None,
-    upstream: Annotated[str | None, typer.Option(help="Where the upstream is now, if it was moved.")] = None,
+class Parser(TyperCommand):
+    """Lets `--voice` take all that follows up to the next option, where click would take one value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Writes `--voice b c` as `--voice b --voice c`, which click understands."""
+        return super().parse_args(ctx, spread(args))
+
+
+def spread(args: Sequence[str]) -> list[str]:
+    """Repeats `--voice` before each of its values."""
+    found: list[str] = []
+    taking = False
+    for arg in args:
+        if arg.startswith("-") and arg != "-":
+            taking = arg == MANY
+        elif taking and found[-1] != MANY:
+            found.append(MANY)
+        found.append(arg)
+    return found
+
+
+def command(  # noqa: PLR0917  typer calls it by keyword
+    run_folder: Annotated[
+        Path, typer.Argument(help="Folder of a finished run, such as exp/asr/fbank/seed0; or voice_conversion.")
+    ],
+    files: Annotated[list[Path] | None, typer.Argument(help="Audio files or folders.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="JSON file to write, else standard output; of a conversion, .wav or .flac."),
+    ] = None,
+    upstream: Annotated[
+        str | None, typer.Option("--upstream", "-u", help="Where the upstream is now, if it was moved.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    source: Annotated[Path | None, typer.Option(help="Conversion: what is to be said, of any length.")] = None,
+    voice: Annotated[
+        list[Path] | None, typer.Option(help="Conversion: speech of the target, several files; or one .voice.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Conversion: run folder; without it, kNN-VC.")] = None,
+    vocoder: Annotated[
+        str | None, typer.Option(help="kNN-VC: vocoder on features, such as prematch_g_02500000.pt or a folder.")
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="kNN-VC: hidden state; else the one that the vocoder reads.")
+    ] = None,
+    k: Annotated[int | None, typer.Option(help="Conversion: nearest frames that are averaged.")] = None,
+    trim: Annotated[
+        bool | None, typer.Option("--trim/--no-trim", help="Conversion: cut silence off the ends of --voice files.")
+    ] = None,
+    loudness: Annotated[
+        str, typer.Option(help="Conversion: source, voice, vocoder (as it comes), or LUFS such as -16.")
+    ] = "source",
+    sample_rate: Annotated[int | None, typer.Option(help="Conversion: Hz; else the vocoder's.")] = None,
+    chunk: Annotated[float, typer.Option(help="Conversion: seconds heard at once; 0 = all.")] = 30.0,
+    precision: Annotated[Literal["float32", "bf16"], typer.Option(help="Conversion: of the networks.")] = "float32",
+    save_voice: Annotated[Path | None, typer.Option(help="Conversion: .voice file that keeps the target.")] = None,
 ) -> None:
-    """Apply a trained task to your own files.
+    """Apply a trained task to your own files, or convert a voice.
 
     Example: speechssl infer exp/asr/pretrained/seed0 a.flac b.wav -o transcripts.json
+
+    Example: speechssl infer voice_conversion --run exp/voice_conversion/hubert_base/seed0 --source a.wav --voice b.wav
+    c.wav --out d.wav
     """
-    from speechssl.errors import SpeechsslError
+    conversion = {"source": source, "voice": voice, "run": run, "vocoder": vocoder, "save-voice": save_voice}
+    given = [f"--{name}" for name, value in conversion.items() if value]
+    if str(run_folder) != TASK and not given:
+        if not files:
+            raise ConfigError("Name audio files or folders after the run folder.")
+        _apply(run_folder, files, out=out, upstream=upstream, device=device)
+        return
+    if files:
+        raise ConfigError(
+            f"A conversion takes its files by `--source` and `--voice`, so {files[0]} has no place: move it."
+        )
+    if str(run_folder) != TASK:
+        if run is not None:
+            raise ConfigError(f"Two runs are named, {run_folder} and {run}: leave one out.")
+        run = run_folder
+    _check(source, voice, out, save_voice)
+    from speechssl.conversion import load_converter
+
+    converter = load_converter(
+        run, upstream=upstream, layer=layer, vocoder=vocoder, k=k, trim=trim, chunk=chunk or None,
+        precision=precision, device=device,
+    )  # fmt: skip
+    kept = converter.voice(list(voice or ()))
+    if save_voice is not None:
+        kept.save(save_voice)
+        typer.echo(f"Wrote {save_voice}.")
+    if source is not None:
+        level: Any = _level(loudness)
+        made = converter.convert(source, kept, out=out, loudness=level, sample_rate=sample_rate)
+        _tell(kept, made)
+
+
+def _apply(run_folder: Path, files: Sequence[Path], *, out: Path | None, upstream: str | None, device: str) -> None:
     from speechssl.files import replacing
     from speechssl.inference import infer
 
@@ -36,3 +132,41 @@ def command(
     with replacing(out) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
     typer.echo(f"Wrote {out}.")
+
+
+def _check(source: Path | None, voice: Sequence[Path] | None, out: Path | None, save_voice: Path | None) -> None:
+    """Sees that there is enough to begin with, before anything is loaded."""
+    if not voice:
+        raise ConfigError("Say in whose voice: `--voice b.wav c.wav`, recordings of the target, or one .voice file.")
+    if source is None and save_voice is None:
+        raise ConfigError(
+            "Say what to convert, `--source a.wav --out d.wav`, or keep the voice, `--save-voice b.voice`."
+        )
+    if (source is None) != (out is None):
+        missing = "where to write it, `--out d.wav`" if out is None else "what to convert, `--source a.wav`"
+        raise ConfigError(f"Say {missing}.")
+    if out is not None and out.suffix.lower() not in (".wav", ".flac"):
+        raise ConfigError(f"The output {out} must end in .wav or .flac: name it so.")
+    if save_voice is not None and save_voice.suffix != ".voice":
+        raise ConfigError(f"The voice {save_voice} must end in .voice, by which `--voice` knows it: name it so.")
+    for path in (source, *voice):
+        if path is not None and not path.exists() and not any(c in str(path) for c in "*?["):
+            raise SpeechsslError(f"{path} does not exist: check the path.")
+
+
+def _level(loudness: str) -> str | float:
+    try:
+        return float(loudness)
+    except ValueError:
+        return loudness
+
+
+def _tell(voice: "Voice", made: "Conversion") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("converted", "seconds", "sampling rate (Hz)", "loudness (LUFS)", "seconds of the voice")
+    level = "silent" if made.loudness is None else f"{made.loudness:.1f}"
+    seconds = f"{len(made.waveform) / made.sample_rate:.2f}"
+    table.add_row(str(made.path), seconds, str(made.sample_rate), level, f"{voice.seconds:.1f}")
+    Console().print(table)

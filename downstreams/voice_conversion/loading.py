@@ -1,0 +1,148 @@
+"""Puts converters together: of a finished run, or as kNN-VC with a vocoder on features and no training at all.
+
+T frames, D width.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from torch import Tensor, nn
+
+from downstreams.voice_conversion.converter import FrameConverter
+from downstreams.voice_conversion.encoder import Encoder, encoder_of_run
+from downstreams.voice_conversion.method import match_pieces
+from downstreams.voice_conversion.task import VoiceConversion
+from speechssl.errors import ConfigError, SpeechsslError
+from speechssl.forward import Precision
+from speechssl.inference import load_run
+from speechssl.loading import load_upstream
+from speechssl.upstream import Upstream
+from speechssl.upstream_spec import parse_spec
+from speechssl.vocoder import FeatureSource, Vocoder, load_vocoder
+
+logger = logging.getLogger(__name__)
+K = 4
+"""Nearest frames: Baas et al. 2023, arXiv:2305.18975."""
+
+
+def make_converter(
+    run_folder: str | Path | None = None,
+    *,
+    upstream: str | Path | Upstream | None,
+    layer: int | None,
+    vocoder: str | Path | None,
+    k: int | None,
+    trim: bool | None,
+    chunk: float | None,
+    precision: Precision,
+    device: str,
+) -> FrameConverter:
+    """Loads a converter, see `speechssl.conversion.load_converter`."""
+    if k is not None and k < 1:
+        raise ConfigError(f"`k` must be 1 or more, but is {k}.")
+    if run_folder is not None:
+        if layer is not None:
+            raise ConfigError("`layer` is of kNN-VC without a run: leave it out, since a run has its own layers.")
+        return _from_run(
+            run_folder, upstream, vocoder, k=k, trim=bool(trim), chunk=chunk, precision=precision, device=device
+        )
+    if vocoder is None:
+        raise ConfigError(
+            "Say what converts: a finished run (`--run RUN` of `speechssl run voice_conversion`), or a vocoder that "
+            "reads features (`--vocoder VOCODER`: a folder of `speechssl vocoder`, or kNN-VC's prematch_g_02500000.pt)."
+        )
+    loaded = load_vocoder(vocoder, precision=precision)
+    if loaded.source is None:
+        raise ConfigError(
+            f"The vocoder {vocoder} reads log-mel, which only the head of a run makes of features: add `--run RUN`, or "
+            "give a vocoder that reads features."
+        )
+    model = _upstream_of(loaded.source, upstream, device)
+    wanted = _check_layer(model, layer, loaded, loaded.source)
+    encoder = Encoder(model, [wanted], chunk=chunk, precision=precision)
+    neighbours = K if k is None else k
+
+    def speak(source: Iterable[Tensor], voice: Tensor) -> Iterator[Tensor]:
+        return match_pieces(source, voice.to(device), k=neighbours)
+
+    return FrameConverter(encoder, speak, _to(loaded, device), trim=trim is None or trim)
+
+
+def _from_run(
+    run_folder: str | Path,
+    upstream: str | Path | Upstream | None,
+    vocoder: str | Path | None,
+    *,
+    k: int | None,
+    trim: bool,
+    chunk: float | None,
+    precision: Precision,
+    device: str,
+) -> FrameConverter:
+    run = load_run(run_folder, upstream=upstream, device=device)
+    if not isinstance(run.task, VoiceConversion):
+        raise ConfigError(f"The run {run_folder} is of '{run.task.name}': give one of voice_conversion.")
+    config = run.task.config
+    network = precision if precision == "bf16" else config.vocoder_precision
+    changed = replace(config, vocoder=str(vocoder or config.vocoder), k=k or config.k, vocoder_precision=network)
+    task = VoiceConversion(changed)
+    if task.mel != run.task.mel:
+        raise ConfigError(
+            f"The head of {run_folder} was not trained for the log-mel that {vocoder} reads: leave it out."
+        )
+    head, method = run.probe.head, task.method
+
+    def speak(source: Iterable[Tensor], voice: Tensor) -> Iterator[Tensor]:
+        return method.pieces(head, source, voice)
+
+    encoder = encoder_of_run(run, chunk=chunk, precision=precision)
+    return FrameConverter(encoder, speak, _to(task.vocoder, device), trim=trim)
+
+
+def _upstream_of(source: FeatureSource, upstream: str | Path | Upstream | None, device: str) -> Upstream:
+    """The upstream that a vocoder was trained on.
+
+    kNN-VC gives WavLM-Large the waveform as it is, though the model was trained on normalised ones; its public
+    vocoders, which name no fingerprint, know features of no other kind.
+    """
+    public = source.fingerprint is None
+    if isinstance(upstream, Upstream):
+        if public and upstream.normalize:
+            logger.warning("'%s' normalises its input, which kNN-VC's vocoders don't expect.", upstream.name)
+        model = upstream
+    else:
+        spec = parse_spec(source.upstream if upstream is None else str(upstream))
+        normalize = False if public else None
+        model = load_upstream(spec.name, device=device, random_weights=spec.random_weights, normalize=normalize)
+    if not public and model.fingerprint() != source.fingerprint:
+        raise SpeechsslError(
+            f"The vocoder was trained on another upstream than '{model.name}': give the one that was used "
+            f"('{source.upstream}', fingerprint {source.fingerprint}) with `--upstream`."
+        )
+    return model
+
+
+def _check_layer(model: Upstream, layer: int | None, vocoder: Vocoder, source: FeatureSource) -> int:
+    """The layer, once it is seen that it fits the vocoder."""
+    wanted = next(iter(model.resolve_layers([source.layer if layer is None else layer])))
+    if wanted != source.layer:
+        raise ConfigError(f"The vocoder {vocoder.name} reads layer {source.layer}, not {wanted}: leave out `--layer`.")
+    width = getattr(getattr(vocoder, "config", None), "features", model.hidden_sizes[wanted])
+    if model.hidden_sizes[wanted] != width:
+        raise ConfigError(
+            f"The vocoder {vocoder.name} reads features {width} wide, but layer {wanted} of '{model.name}' is "
+            f"{model.hidden_sizes[wanted]} wide: give the upstream that it was trained on ('{source.upstream}')."
+        )
+    if abs(model.frame_rate * vocoder.mel.hop - vocoder.mel.sample_rate) > 1e-3 * vocoder.mel.sample_rate:
+        raise ConfigError(
+            f"The vocoder {vocoder.name} reads {vocoder.mel.frame_rate:g} frames per second, but '{model.name}' gives "
+            f"{model.frame_rate:g}: give the upstream that it was trained on ('{source.upstream}')."
+        )
+    return wanted
+
+
+def _to(vocoder: Vocoder, device: str) -> Vocoder:
+    return cast(Vocoder, vocoder.to(device)) if isinstance(vocoder, nn.Module) else vocoder
