@@ -32,13 +32,6 @@ def test_conversion_is_the_uniform_mean_that_a_slow_loop_finds() -> None:
     torch.testing.assert_close(found, torch.stack(slow), atol=1e-6, rtol=0)
 
 
-def test_chunks_do_not_change_the_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    source, reference = _frames(50, 8, 5), _frames(40, 8, 6)
-    whole = neighbours.nearest(source, reference, k=4)
-    monkeypatch.setattr(neighbours, "CHUNK", 7)
-    assert torch.equal(neighbours.nearest(source, reference, k=4), whole)
-
-
 def test_scale_of_a_frame_does_not_matter() -> None:
     source, reference = _frames(20, 8, 7), _frames(40, 8, 8)
     assert torch.equal(neighbours.nearest(3.5 * source, reference, k=4), neighbours.nearest(source, reference, k=4))

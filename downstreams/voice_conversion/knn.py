@@ -7,16 +7,17 @@ Reference: https://github.com/bshall/knn-vc (matcher.py: cosine distance, k = 4,
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from speechssl.neighbours import nearest
+from speechssl.neighbours import ReferencePool, nearest
 
 MIN_POOL = 200  # frames of a speaker's other speech, below which a batch's utterance is not prematched
 
 
 def convert(
     source: Tensor,
-    reference: Tensor,
+    reference: Tensor | ReferencePool,
     *,
     k: int,
     values: Tensor | None = None,
@@ -26,17 +27,20 @@ def convert(
 
     Args:
         source: (T, D) frames to match.
-        reference: (N, D) frames of the target speaker in the same space.
+        reference: (N, D) frames of the target speaker in the same space, or a pool of them that serves many sources.
         values: (N, E) what is averaged, frame by frame beside `reference`; None = `reference` itself.
-        exclude: (N,) bool, True = never used.
+        exclude: (N,) bool, True = never used; or (T, 2) int64, a stretch that a source frame never uses.
 
     Returns:
         (T, E).
 
     Paper: Baas et al. 2023, Voice Conversion With Just Nearest Neighbors, sec. 2, arXiv:2305.18975.
     """
-    values = reference if values is None else values
-    return values[nearest(source, reference, k=k, exclude=exclude)].mean(dim=1)
+    if isinstance(reference, ReferencePool):
+        frames, found = reference.frames, reference.search(source, k=k, exclude=exclude)
+    else:
+        frames, found = reference, nearest(source, reference, k=k, exclude=exclude)
+    return F.embedding_bag(found, frames if values is None else values, mode="mean")  # never (T, k, E)
 
 
 def prematch(features: Tensor, lengths: Tensor, speakers: Sequence[str], *, k: int, space: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from speechssl.checkpoint import save_tensors
 from speechssl.errors import SpeechsslError
 from speechssl.feature_batches import Features
-from speechssl.neighbours import nearest
+from speechssl.neighbours import ReferencePool
 from speechssl.progress import progress
 from speechssl.types import Utterance
 
@@ -95,15 +95,17 @@ def find_neighbours(
     with progress("Prematching", len(utterances), unit="utterances") as advance:
         for speaker, numbers in speakers.items():
             places = torch.cat([own[bounds[n] : bounds[n + 1]] for n in numbers])  # (N',)
-            pool = torch.cat([features.get(utterances[n].id)[0].float() for n in numbers]).to(device)  # (N', D)
+            frames = torch.cat([features.get(utterances[n].id)[0] for n in numbers]).to(device)  # (N', D)
+            pool = ReferencePool(frames)
+            end = 0
             for n in numbers:
-                begin, end = int(bounds[n]), int(bounds[n + 1])
-                mine = (places >= begin) & (places < end)
-                if int((~mine).sum()) < max(least, k):
+                begin, end = end, end + int(bounds[n + 1] - bounds[n])
+                if len(pool) - (end - begin) < max(least, k):
                     poor[speaker] += 1
                 else:
-                    mine = mine.to(device)
-                    found[begin:end] = places[nearest(pool[mine], pool, k=k, exclude=mine).cpu()]
+                    itself = torch.tensor([[begin, end]]).expand(end - begin, 2)
+                    nearest = pool.search(frames[begin:end], k=k, exclude=itself)
+                    found[bounds[n] : bounds[n + 1]] = places[nearest.cpu()]
                 advance()
     _warn_of_poor(poor, len(utterances))
     return found
