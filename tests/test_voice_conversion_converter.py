@@ -41,7 +41,9 @@ def _speech(path: Path, *, seconds: float = 2.0, pitch: float = 120.0, rate: int
     waveform = waveform + 1e-3 * np.random.default_rng(0).standard_normal(len(time))
     quiet = 1e-4 * np.random.default_rng(1).standard_normal(round(0.6 * rate))
     samples = np.concatenate([quiet, waveform, quiet])
-    soundfile.write(path, np.stack([samples] * channels, axis=1), rate, subtype="FLOAT")
+    soundfile.write(
+        path, np.stack([samples] * channels, axis=1), rate, subtype="FLOAT" if path.suffix == ".wav" else None
+    )
     return path
 
 

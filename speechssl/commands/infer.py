@@ -32,7 +32,7 @@ def spread(args: Sequence[str]) -> list[str]:
     taking = False
     for arg in args:
         if arg.startswith("-") and arg != "-":
-            taking = arg == MANY
+            taking = arg == MANY or arg.startswith(f"{MANY}=")
         elif taking and found[-1] != MANY:
             found.append(MANY)
         found.append(arg)
@@ -84,7 +84,8 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     """
     conversion = {"source": source, "voice": voice, "run": run, "vocoder": vocoder, "save-voice": save_voice}
     given = [f"--{name}" for name, value in conversion.items() if value]
-    if str(run_folder) != TASK and not given:
+    named = str(run_folder) == TASK and not (run_folder / "task.json").is_file()
+    if not named and not given:
         if not files:
             raise ConfigError("Name audio files or folders after the run folder.")
         _apply(run_folder, files, out=out, upstream=upstream, device=device)
@@ -93,7 +94,7 @@ def command(  # noqa: PLR0917  typer calls it by keyword
         raise ConfigError(
             f"A conversion takes its files by `--source` and `--voice`, so {files[0]} has no place: move it."
         )
-    if str(run_folder) != TASK:
+    if not named:
         if run is not None:
             raise ConfigError(f"Two runs are named, {run_folder} and {run}: leave one out.")
         run = run_folder
@@ -165,8 +166,9 @@ def _tell(voice: "Voice", made: "Conversion") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("converted", "seconds", "sampling rate (Hz)", "loudness (LUFS)", "seconds of the voice")
+    table = Table("seconds", "sampling rate (Hz)", "loudness (LUFS)", "seconds of the voice")
     level = "silent" if made.loudness is None else f"{made.loudness:.1f}"
     seconds = f"{len(made.waveform) / made.sample_rate:.2f}"
-    table.add_row(str(made.path), seconds, str(made.sample_rate), level, f"{voice.seconds:.1f}")
+    table.add_row(seconds, str(made.sample_rate), level, f"{voice.seconds:.1f}")
     Console().print(table)
+    typer.echo(f"Wrote {made.path}.")
