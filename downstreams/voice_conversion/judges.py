@@ -57,9 +57,9 @@ class SpeakerJudge(nn.Module):
     @torch.inference_mode()
     def embed(self, waveform: Tensor) -> Tensor:
         """(S,) samples -> (256,) of unit length: the normalised mean over windows of 1.6 s."""
-        windows = self._windows(waveform)  # (W, 160, 40)
+        windows = self._windows(waveform).to(self.linear.weight.device)  # (W, 160, 40)
         hidden = self.lstm(windows)[1][0][-1]  # (W, 256)
-        return F.normalize(F.normalize(F.relu(self.linear(hidden)), dim=1).mean(dim=0), dim=0)
+        return F.normalize(F.normalize(F.relu(self.linear(hidden)), dim=1).mean(dim=0), dim=0).cpu()
 
     def profile(self, waveforms: Sequence[Tensor]) -> Tensor:
         """A speaker's (256,) profile: the normalised mean of the embeddings of some utterances."""
@@ -80,24 +80,28 @@ class SpeakerJudge(nn.Module):
         return torch.from_numpy(np.stack([mel[s : s + self.PARTIAL] for s in starts]).astype(np.float32))
 
 
-def load_speaker_judge(folder: Path | None = None) -> SpeakerJudge:
+def load_speaker_judge(folder: Path | None = None, device: str = "cpu") -> SpeakerJudge:
     """Fetches the encoder (16 MB, once); `folder` is the package cache, None = the default one."""
     path = _fetch(SPEAKER_PACKAGE, folder) / "resemblyzer" / "pretrained.pt"
     weights = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
     judge = SpeakerJudge()
     judge.load_state_dict({k: v for k, v in weights.items() if not k.startswith("similarity_")})
-    return judge.eval().requires_grad_(False)
+    return judge.eval().requires_grad_(False).to(device)
 
 
 class WordJudge:
     """Whisper tiny.en, greedy, 30 s windows; the texts come out normalised (lower case, digits, no punctuation).
+
+    Longer speech is cut where it is quietest in the last third of each window.
 
     Paper: Radford et al. 2022, Robust Speech Recognition via Large-Scale Weak Supervision, arXiv:2212.04356.
     """
 
     START, NO_TIMESTAMPS, END = 50_257, 50_362, 50_256
     SPACE = 220
+    LONGEST = 30 * SAMPLE_RATE
     MAX_TOKENS = 48  # four times what anyone says in 3 s; a loop of repeated words ends here
+    TOKENS_PER_SECOND = 9.6  # beyond 5 s; Whisper itself stops at 224
 
     def __init__(self, model: Any, vocabulary: Sequence[bytes]) -> None:
         whisper = _transformers()
@@ -114,31 +118,46 @@ class WordJudge:
         return str(self.normalizer(text)).strip()
 
     def transcribe(self, waveform: Tensor) -> str:
-        """(S,) samples, at most 30 s -> normalised text."""
-        tokens = self._decode(waveform)
-        return self.normalize(b"".join(self.vocabulary[t] for t in tokens).decode("utf-8", errors="replace"))
+        """(S,) samples -> normalised text."""
+        parts = split_quietly(waveform, self.LONGEST)
+        said = [b"".join(self.vocabulary[t] for t in self._decode(p)).decode("utf-8", errors="replace") for p in parts]
+        return self.normalize(" ".join(said))
 
     @torch.inference_mode()
     def _decode(self, waveform: Tensor) -> list[int]:
+        device = next(self.model.parameters()).device
         features = self.extractor(waveform.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
-        encoded = self.model.get_encoder()(features)
+        encoded = self.model.get_encoder()(features.to(device))
         tokens: list[int] = []
-        inputs, cache = torch.tensor([[self.START, self.NO_TIMESTAMPS]]), None
-        while len(tokens) < self.MAX_TOKENS:
+        most = min(224, max(self.MAX_TOKENS, round(self.TOKENS_PER_SECOND * len(waveform) / SAMPLE_RATE)))
+        inputs, cache = torch.tensor([[self.START, self.NO_TIMESTAMPS]], device=device), None
+        while len(tokens) < most:
             out = self.model(encoder_outputs=encoded, decoder_input_ids=inputs, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
-            logits = out.logits[0, -1].index_fill(0, self.suppressed, float("-inf"))
+            logits = out.logits[0, -1].cpu().index_fill(0, self.suppressed, float("-inf"))
             if not tokens:
                 logits[[self.SPACE, self.END]] = float("-inf")
             best = int(logits.argmax())
             if best == self.END:
                 break
             tokens.append(best)
-            inputs = torch.tensor([[best]])
+            inputs = torch.tensor([[best]], device=device)
         return tokens
 
 
-def load_word_judge(folder: Path | None = None) -> WordJudge:
+def split_quietly(waveform: Tensor, longest: int) -> list[Tensor]:
+    """Cuts (S,) into parts of at most `longest` samples, each where it is quietest (0.1 s) in its last third."""
+    parts, width = [], SAMPLE_RATE // 10
+    while len(waveform) > longest:
+        first = longest - longest // 3
+        energy = waveform[first:longest].square().unfold(0, width, width // 4).sum(dim=1)
+        cut = first + int(energy.argmin()) * (width // 4) + width // 2
+        parts.append(waveform[:cut])
+        waveform = waveform[cut:]
+    return [*parts, waveform]
+
+
+def load_word_judge(folder: Path | None = None, device: str = "cpu") -> WordJudge:
     """Fetches the recogniser (70 MB, once) and its vocabulary (1 MB).
 
     Raises:
@@ -158,7 +177,7 @@ def load_word_judge(folder: Path | None = None) -> WordJudge:
     model.tie_weights()
     pairs = (line.split() for line in table.read_bytes().splitlines() if line)
     vocabulary = [token for _, token in sorted((int(rank), base64.b64decode(text)) for text, rank in pairs)]
-    return WordJudge(model.eval().requires_grad_(False), vocabulary)
+    return WordJudge(model.eval().requires_grad_(False).to(device), vocabulary)
 
 
 def _transformers() -> Any:
@@ -229,12 +248,17 @@ class QualityJudge:
         self.session = session
 
     def score(self, waveform: Tensor) -> float:
-        """(S,) samples -> predicted opinion of the first 9 s; shorter speech is repeated, as in the reference."""
+        """(S,) samples -> predicted opinion: the mean over windows of 9 s that begin every second, as in the reference.
+
+        Shorter speech is repeated up to 9 s; the reference repeats it whole times, and hears each window of that.
+        """
         size = int(self.SECONDS * SAMPLE_RATE)
         samples: NDArray[np.float32] = waveform.numpy().astype(np.float32)
-        repeated = np.tile(samples, -(-size // len(samples)))[:size]
-        raw = self.session.run(None, {"input_1": repeated[None]})[0][0]
-        return float(np.polyval(self.OVERALL, raw[2]))
+        if len(samples) < size:
+            samples = np.tile(samples, -(-size // len(samples)))[:size]
+        starts = range(0, len(samples) - size + 1, SAMPLE_RATE)
+        raws = [self.session.run(None, {"input_1": samples[None, s : s + size]})[0][0][2] for s in starts]
+        return float(np.mean([np.polyval(self.OVERALL, raw) for raw in raws]))
 
 
 def load_quality_judge(folder: Path | None = None) -> QualityJudge:

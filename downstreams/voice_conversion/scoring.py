@@ -60,6 +60,8 @@ class Verdict:
     """What the judge of words heard."""
     quality: float | None = None
     """Predicted mean opinion score, 1 to 5; None = not asked."""
+    source_similarity: float | None = None
+    """Cosine to the profile of the source's speaker; None = not asked."""
 
     @property
     def cer(self) -> float:
@@ -71,13 +73,25 @@ def judge_voice(
     waveform: Tensor, target: str, profiles: Mapping[str, Tensor], judge: SpeakerJudge
 ) -> tuple[float, bool]:
     """(similarity, identified) of an utterance, see `Verdict`; profiles are speaker -> (256,)."""
-    embedding = judge.embed(waveform)
-    found = {name: float(embedding @ profile) for name, profile in profiles.items()}
+    found = similarities(waveform, profiles, judge)
     return found[target], found[target] >= max(found.values())
 
 
+def similarities(waveform: Tensor, profiles: Mapping[str, Tensor], judge: SpeakerJudge) -> dict[str, float]:
+    """Speaker -> cosine of an utterance to that profile."""
+    embedding = judge.embed(waveform)
+    return {name: float(embedding @ profile) for name, profile in profiles.items()}
+
+
 def give_verdict(
-    waveform: Tensor, target: str, profiles: Mapping[str, Tensor], text: str, judges: Judges, *, quality: bool
+    waveform: Tensor,
+    target: str,
+    profiles: Mapping[str, Tensor],
+    text: str,
+    judges: Judges,
+    *,
+    quality: bool,
+    source: str | None = None,
 ) -> Verdict:
     """Judges one utterance.
 
@@ -87,12 +101,16 @@ def give_verdict(
         profiles: speaker -> (256,).
         text: what should be heard.
         quality: whether the judge of quality is asked too.
+        source: speaker of the source, a key of `profiles`; None = whether the target is nearer is not asked.
     """
+    found = similarities(waveform, profiles, judges.speaker)
     return Verdict(
-        *judge_voice(waveform, target, profiles, judges.speaker),
+        found[target],
+        found[target] >= max(found.values()),
         judges.word.normalize(text),
         judges.word.transcribe(waveform),
         judges.quality.score(waveform) if quality else None,
+        None if source is None else found[source],
     )
 
 
@@ -110,6 +128,10 @@ def score_metrics(verdicts: Sequence[Verdict], threshold: float) -> dict[str, Me
         "cer": character_errors(references, heard).rate(),
         "wer": word_errors(references, heard).rate(),
     }
+    sources = [v.source_similarity for v in verdicts]
+    if None not in sources:
+        nearer = [v.similarity > s for v, s in zip(verdicts, sources, strict=True) if s is not None]
+        metrics["nearer_target"] = mean_value(np.array(nearer, dtype=np.float64))
     qualities = [v.quality for v in verdicts if v.quality is not None]
     if qualities:
         metrics["quality"] = mean_value(qualities)
@@ -141,7 +163,8 @@ def by_target(targets: Sequence[str], verdicts: Sequence[Verdict], threshold: fl
 def by_condition(conditions: Mapping[str, Sequence[Verdict]], threshold: float) -> dict[str, dict[str, MetricValue]]:
     """'<metric> by condition' -> condition -> value, for the conversions beside their bounds."""
     measured = {name: score_metrics(verdicts, threshold) for name, verdicts in conditions.items()}
-    metrics = next(iter(measured.values()))
+    first, *others = measured.values()
+    metrics = [m for m in first if all(m in values for values in others)]
     return {f"{m} by condition": {name: values[m] for name, values in measured.items()} for m in metrics}
 
 
