@@ -13,6 +13,7 @@ from typing_extensions import override
 from downstreams.voice_conversion.config import VoiceConversionConfig
 from downstreams.voice_conversion.head import MelHead
 from downstreams.voice_conversion.knn import convert, prematch
+from speechssl.neighbours import ReferencePool
 from speechssl.types import LossOutput, Utterance
 from speechssl.vocoder.chunks import WINDOW, stretches
 from speechssl.vocoder.mel import MelConfig
@@ -118,7 +119,7 @@ class NearestNeighbours(Method):
         network = cast(MelHead, head.eval())
         device = network.out.weight.device
         voice = voice.to(device)
-        compared = self._space(network, voice)
+        compared = ReferencePool(self._space(network, voice))
         matched = (
             convert(self._space(network, piece), compared, k=self.config.k, values=voice)
             for piece in (p.to(device) for p in source)
@@ -145,5 +146,6 @@ def match_pieces(source: Iterable[Tensor], voice: Tensor, *, k: int) -> Iterator
 
     Paper: Baas et al. 2023, sec. 2, arXiv:2305.18975.
     """
+    pool = ReferencePool(voice)
     for piece in source:
-        yield convert(piece.to(voice.device), voice, k=k)
+        yield convert(piece.to(voice.device), pool, k=k)
