@@ -347,12 +347,93 @@ def table(root: Path) -> Path:
     return root
 
 
+def librispeech_conversion(root: Path) -> Path:
+    """Three speakers in each of dev-clean and test-clean with seven utterances, and a training speaker."""
+    root = root / "LibriSpeech"
+    for part, speakers in (("train-clean-100", ("103",)), ("dev-clean", "123"), ("test-clean", "456")):
+        for speaker in speakers:
+            names = [f"{speaker}-7-{number:04d}" for number in range(7)]
+            for number, name in enumerate(names):
+                put_audio(root / part / speaker / "7" / f"{name}.flac", 1600 + 16 * number)
+            put_list(root / part / speaker / "7" / f"{speaker}-7.trans.txt", [f"{name} SAID" for name in names])
+    return root
+
+
+VCC2020_SPOKEN = {
+    "source": [f"SE{who}/E{10_000 + n}" for who in ("F1", "F2", "M1", "M2") for n in range(1, 71)],
+    "target_task1": [
+        f"TE{who}/E{n}" for who in ("F1", "F2", "M1", "M2") for n in (*range(10_051, 10_071), *range(20_001, 20_051))
+    ],
+    "target_task2": [
+        f"T{who}1/{who[0]}{10_000 + n}" for who in ("FF", "FM", "GF", "GM", "MF", "MM") for n in range(1, 71)
+    ],
+    "vcc2020_database_evaluation": [f"SE{who}/E{n}" for who in ("F1", "F2", "M1", "M2") for n in range(30_001, 30_026)],
+    "vcc2020_database_groundtruth": [
+        f"T{who}/E{n}"
+        for who in ("EF1", "EF2", "EM1", "EM2", "FF1", "FM1", "GF1", "GM1", "MF1", "MM1")
+        for n in range(30_001, 30_026)
+    ],
+}  # fmt: skip
+
+
+def vcc2020(root: Path, *, task: int = 1) -> Path:
+    """The archives as they unpack, of the other task without audio."""
+    root = root / "VCC2020-database"
+    for folder, names in VCC2020_SPOKEN.items():
+        for name in names:
+            if name[0] == "S" or (name[1] == "E") == (task == 1):
+                put_audio(root / folder / f"{name}.wav")
+    texts = root / "vcc2020_database_transcriptions"
+    training = [*range(10_001, 10_071), *range(20_001, 20_051)]
+    for word in ("Eng", "Fin", "Ger", "Man"):
+        numbers = training if word == "Eng" else training[:70]
+        put_list(
+            texts / f"transcriptions_training/vcc2020_database_training_{word}_transcriptions.txt",
+            [f"{number} Sentence {number} in {word}." for number in numbers],
+            bom=word == "Fin",
+            end="\r\n" if word == "Ger" else "\n",
+        )
+    put_list(
+        texts / "transcriptions_evaluation/vcc2020_database_evaluation_transcriptions.txt",
+        [f"{number} Sentence {number} in Eng." for number in range(30_001, 30_026)],
+    )
+    return root
+
+
+def vctk(root: Path) -> Path:
+    """Five speakers with twelve utterances on two microphones; p280 has one, p315 no text, p362 too much text."""
+    root = root / "VCTK-Corpus-0.92"
+    for speaker in ("p225", "p280", "p315", "p362", "s5"):
+        for number in range(1, 13):
+            name = f"{speaker}_{number:03d}"
+            if speaker != "p315":
+                put_list(root / "txt" / speaker / f"{name}.txt", [f"Sentence {number} of {speaker}."])
+            for microphone in ("mic1",) if speaker == "p280" else ("mic1", "mic2"):
+                if name != "p362_003":
+                    put_audio(root / f"wav48_silence_trimmed/{speaker}/{name}_{microphone}.flac", 1600 + 16 * number)
+    put_list(
+        root / "speaker-info.txt",
+        [
+            "ID  AGE  GENDER  ACCENTS  REGION COMMENTS ",
+            "p225  23  F    English    Southern  England",
+            "p280  25  F    Unknown    France (mic2 files unavailable)",
+            "p315  18  M    American    New  England (Text unavailable)",
+            "p362  29  F    American",
+            "s5  30  M    British    Essex",
+        ],
+        end="\r\n",
+    )
+    put_list(root / "wav48_silence_trimmed" / "log.txt", ["trimmed"])
+    return root
+
+
 TREES = {
     function.__name__: function
     for function in (
         *(audio_snips, common_voice, fluent_speech_commands, iemocap, libri2mix_diarization, libri2mix_separation),
         lhotse_manifests,
-        *(librispeech, quesst14, speech_commands, table, voicebank_demand, voxceleb1),
+        *(librispeech, librispeech_conversion, quesst14, speech_commands, table, vcc2020, vctk),
+        *(voicebank_demand, voxceleb1),
     )
 }
 

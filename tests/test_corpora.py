@@ -218,6 +218,14 @@ MALFORMED = {
     "no id": ("table", "mine.csv", b"path,id\na.wav,\n", 2),
     "a segment of nobody": ("table", "segments.tsv", b"id\tstart\tend\taudio-9\naudio-9\t0\t1\t1\n", 2),
     "a segment without length": ("table", "segments.tsv", b"id\tstart\tend\ttone\naudio-1\t1\t1\t2\n", 2),
+    "a sentence without a number": (
+        "vcc2020",
+        "vcc2020_database_transcriptions/transcriptions_evaluation/vcc2020_database_evaluation_transcriptions.txt",
+        b"30001 Yes.\nE30002 No.\n",
+        2,
+    ),
+    "a speaker without an age": ("vctk", "speaker-info.txt", b"ID AGE GENDER ACCENTS REGION\np225 F English\n", 2),
+    "no speakers": ("vctk", "speaker-info.txt", b"p225 23 F English\n", 1),
     "a line of two columns": ("common_voice", "cs/dev.tsv", b"client_id\tpath\tsentence\na\tb\n", 2),
 }
 
@@ -232,6 +240,7 @@ def test_a_malformed_list_is_named_with_its_line(case, tmp_path):
 
 
 MISSING_LISTS = {
+    "vctk": "speaker-info.txt",
     "fluent_speech_commands": "data/valid_data.csv",
     "speech_commands": "speech_commands_v0.01/testing_list.txt",
     "voxceleb1": "iden_split.txt",

@@ -450,6 +450,122 @@ def test_languages_are_chosen_and_those_without_training_noted(tmp_path):
         prepared("common_voice", source, tmp_path / "cz", languages="[cz]")
 
 
+# Voice conversion
+
+
+def pairs_of(out: Path, split: str) -> list[tuple[str, str]]:
+    return [(line.split()[0], line.split()[1]) for line in lists_of(out, f"conversion_{split}")]
+
+
+@pytest.mark.parametrize("task", [1, 2])
+def test_vcc2020_has_the_lists_of_the_challenge(task, tmp_path):
+    source, out = trees.vcc2020(tmp_path, task=task), tmp_path / "out"
+    ours = prepared("vcc2020", source, out, task=task)
+    targets = ("TEF1", "TEF2", "TEM1", "TEM2") if task == 1 else ("TFF1", "TFM1", "TGF1", "TGM1", "TMF1", "TMM1")
+    sources = ("SEF1", "SEF2", "SEM1", "SEM2")
+    # ESPnet `vc1_task1/local/lists/{E,F,G,M}_train_list.txt`: 1-60 of the first hundred thousand, all of the second
+    for speaker in (*sources, *targets):
+        letter = speaker[1]
+        listed = {f"{letter}{n}" for n in (*range(10_001, 10_061), *range(20_001, 20_051))}
+        held = {f"{letter}{n}" for n in range(10_061, 10_071)}
+        there = {p.stem for p in source.glob(f"*/{speaker}/*.wav")}
+        found = {s: {u.id.split("_")[1] for u in us if u.labels["speaker"] == speaker} for s, us in ours.items()}
+        assert found["train"] == listed & there and len(found["train"]) == 60
+        assert found["dev"] == held and found["test"] == {f"E{n}" for n in range(30_001, 30_026)}
+    # S3PRL `a2o-vc-vcc2020/dataset.py`: every sentence of every source, for each target
+    expected = {(f"{s}_E{n}", t) for t in targets for s in sources for n in range(30_001, 30_026)}
+    pairs = pairs_of(out, "test")
+    assert set(pairs) == expected and len(pairs) == len(expected) == (400 if task == 1 else 600)
+    assert len({name for name, _ in pairs[:100]}) == 100  # every source once before any twice
+    labels = next(u.labels for u in ours["train"] if u.labels["speaker"] == targets[0])
+    assert labels["role"] == "target" and labels["gender"] == "f"
+    assert (labels["f0_min"], labels["f0_max"]) == ((127, 405) if task == 1 else (139, 387))
+    assert labels["language"] == ("en" if task == 1 else "fi")
+    assert {u.labels["text"] for u in ours["test"]} == {f"Sentence {n} in Eng." for n in range(30_001, 30_026)}
+    if task == 2:
+        assert labels["text"] == "Sentence 10001 in Fin."
+
+
+def test_vcc2020_is_read_as_the_scripts_of_others_leave_it(tmp_path):
+    source = trees.vcc2020(tmp_path)
+    before = prepared("vcc2020", source, tmp_path / "before")
+    prompts = source / "prompts"
+    prompts.mkdir()
+    texts = source / "vcc2020_database_transcriptions"
+    parts = ("training_Eng", "evaluation")  # S3PRL `a2o_vc/local/data_download.sh` puts both into one file
+    files = [next(texts.rglob(f"vcc2020_database_{part}_transcriptions.txt")) for part in parts]
+    (prompts / "Eng_transcriptions.txt").write_text("".join(f.read_text() for f in files))
+    for folder in ("source", "target_task1", "vcc2020_database_evaluation", "vcc2020_database_groundtruth"):
+        for path in sorted((source / folder).glob("*/*.wav")):
+            (source / path.parent.name).mkdir(exist_ok=True)
+            path.rename(source / path.parent.name / path.name)
+    after = prepared("vcc2020", source, tmp_path / "after")
+    for split, utterances in before.items():
+        assert [(u.id, u.labels) for u in utterances] == [(u.id, u.labels) for u in after[split]]
+    with pytest.raises(ConfigError, match=r"'task' .* expected one of \[1, 2\]"):
+        prepared("vcc2020", source, tmp_path / "third", task=3)
+
+
+def test_vctk_is_what_lhotse_makes_of_it(tmp_path):
+    from lhotse.recipes.vctk import prepare_vctk
+
+    source = trees.vctk(tmp_path)
+    ours = prepared("vctk", source, tmp_path / "out", microphone="mic1")
+    theirs = {s.id.removesuffix("_mic1"): s for s in prepare_vctk(source, None, True, "mic1")["supervisions"]}
+    found = {u.id: u for utterances in ours.values() for u in utterances}
+    assert set(found) == set(theirs) and len(found) == 47
+    for name, utterance in found.items():
+        segment = theirs[name]
+        assert (utterance.labels["text"], utterance.labels["speaker"]) == (segment.text, segment.speaker)
+        assert utterance.labels["gender"].upper() == segment.gender
+        assert (utterance.labels["age"], utterance.labels["accent"]) == (
+            segment.custom["age"],
+            segment.custom["accent"],
+        )
+        assert utterance.duration == pytest.approx(segment.duration, abs=1e-9)
+        assert utterance.path.endswith(f"wav48_silence_trimmed/{segment.speaker}/{name}_mic1.flac")
+    assert found["p280_001"].labels["region"] == "France" and "region" not in found["p362_001"].labels
+
+
+def test_vctk_holds_out_the_last_utterances_of_each_speaker(tmp_path):
+    source, out = trees.vctk(tmp_path), tmp_path / "out"
+    ours = prepared("vctk", source, out)
+    for speaker in ("p225", "p280", "p362", "s5"):
+        numbers = {s: [u.id.split("_")[1] for u in us if u.labels["speaker"] == speaker] for s, us in ours.items()}
+        assert numbers["dev"] == [f"{n:03d}" for n in range(8, 13)]  # S3PRL `a2a-vc-vctk/data/lists/dev_list.txt`
+        assert numbers["test"] == [
+            f"{n:03d}" for n in range(3 if speaker != "p362" else 2, 8) if (speaker, n) != ("p362", 3)
+        ]
+    pairs = pairs_of(out, "test")
+    assert all(name.split("_")[0] != target for name, target in pairs)
+    assert len(set(pairs)) == len(pairs) == 20 * 3  # of four speakers there are three others
+    notes = notes_of("vctk", source)
+    assert notes["transcripts that the publisher has no audio of"] == (1, ("p362_003",))
+    assert notes["speakers without transcripts"] == (1, ("p315",))
+    second = prepared("vctk", source, tmp_path / "second", microphone="mic2")
+    assert {u.labels["speaker"] for u in second["train"]} == {"p225", "p362", "s5"}
+    assert all(u.path.endswith("_mic2.flac") for u in second["test"])
+
+
+def test_librispeech_is_converted_from_everyone_to_everyone(tmp_path):
+    source, out = trees.librispeech_conversion(tmp_path), tmp_path / "out"
+    ours = prepared("librispeech_conversion", source, out)
+    for split, speakers in (("dev", "123"), ("test", "456")):
+        assert Counter(u.labels["speaker"] for u in ours[split]) == dict.fromkeys(speakers, 5)
+        own = {u.id: u.labels["speaker"] for u in ours[split]}
+        expected = {(name, target) for name, speaker in own.items() for target in speakers if target != speaker}
+        pairs = pairs_of(out, split)
+        assert set(pairs) == expected and len(pairs) == 30
+        assert {name for name, _ in pairs[:15]} == set(own)
+        assert [own[name] for name, _ in pairs[:3]] == list(speakers)
+        assert len({target for _, target in pairs[:3]}) > 1
+    used = {u.id for split in ("dev", "test") for u in ours[split]}
+    assert Counter(u.labels["speaker"] for u in ours["reference"]) == dict.fromkeys("123456", 2)
+    assert not used & {u.id for u in ours["reference"]} and {u.labels["speaker"] for u in ours["train"]} == {"103"}
+    fewer = prepared("librispeech_conversion", source, tmp_path / "fewer", utterances=2)
+    assert {u.id for u in fewer["test"]} < {u.id for u in ours["test"]}
+
+
 # Manifests of Lhotse
 
 

@@ -156,7 +156,7 @@ def test_ecapa_hears_no_level_and_refuses_what_is_too_short() -> None:
     loud = judge.embed(_tone(120.0))
     assert float(loud.norm()) == pytest.approx(1.0, abs=1e-5)
     torch.testing.assert_close(judge.embed(0.1 * _tone(120.0)), loud, atol=1e-4, rtol=0)
-    with pytest.raises(SpeechsslError, match="needs 0.1 s of speech, but was given 1599 samples"):
+    with pytest.raises(SpeechsslError, match=r"needs 0\.1 s of speech, but was given 1599 samples"):
         judge.embed(torch.zeros(1599))
 
 
