@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import soundfile
 import torch
+import torchaudio
 from torch import Tensor
 
 from downstreams.voice_conversion import scoring
@@ -286,6 +287,14 @@ def test_loudness_is_that_of_the_standard(rate: int) -> None:
     padded = torch.cat([_sine(0.1, 2.0, rate), torch.zeros(10 * rate)])
     assert loudness(padded, rate) == pytest.approx(-23.01, abs=0.5)
     assert loudness(torch.zeros(rate), rate) is None
+
+
+@pytest.mark.parametrize("rate", [16_000, 22_050])
+def test_loudness_of_long_speech_is_that_of_torchaudio(rate: int) -> None:
+    time = torch.arange(70 * rate) / rate
+    level = 0.1 * (2 + torch.sin(0.3 * time)) * (torch.sin(0.11 * time) > -0.5)
+    speech = level * torch.sin(800 * time + 5 * torch.sin(9 * time)) * 0.3
+    assert loudness(speech, rate) == pytest.approx(float(torchaudio.functional.loudness(speech[None], rate)), abs=1e-3)
 
 
 def test_matching_brings_speech_to_the_level_and_never_clips() -> None:

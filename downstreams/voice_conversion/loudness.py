@@ -20,6 +20,10 @@ REACH = 0.005  # seconds before and after a peak within which the limiter turns 
 ROUNDS = 4
 SHORTEST = 0.5  # seconds; the measure's own blocks last 0.4 s
 HEADROOM_DB = 20.0
+SILENCE = -70.0  # LUFS
+PAUSE_DB = 10.0
+STRETCH = 300  # blocks that are measured at once: half a minute
+LEAD = 1  # seconds
 
 
 def loudness(waveform: Tensor, sample_rate: int) -> float | None:
@@ -27,10 +31,37 @@ def loudness(waveform: Tensor, sample_rate: int) -> float | None:
     if not waveform.numel():
         return None
     repeats = math.ceil(SHORTEST * sample_rate / waveform.numel())
-    # torchaudio's filters cut what goes beyond full scale, so measure a softer copy.
-    softer = waveform.float().repeat(repeats) * 10 ** (-HEADROOM_DB / 20)
-    found = float(AF.loudness(softer[None], sample_rate)) + HEADROOM_DB
-    return found if math.isfinite(found) else None
+    energy = _block_energies(waveform.float().repeat(repeats) if repeats > 1 else waveform.float(), sample_rate)
+    heard = energy[_lufs(energy) > SILENCE]
+    if not len(heard):
+        return None
+    # The blocks that are far softer than the mean of what is heard are pauses.
+    return float(_lufs(heard[_lufs(heard) > _lufs(heard.mean()) - PAUSE_DB].mean()))
+
+
+def _lufs(energy: Tensor) -> Tensor:
+    """Mean squares of weighted samples -> LUFS."""
+    return -0.691 + 10 * energy.log10()
+
+
+def _block_energies(waveform: Tensor, sample_rate: int) -> Tensor:
+    """Mean squares of (S,) after the filters of the standard, in blocks of 0.4 s that overlap by three quarters.
+
+    As in `torchaudio.functional.loudness`, which holds a dozen times the waveform; here it is a stretch at a time.
+    """
+    size = round(0.4 * sample_rate)
+    step = round(size / 4)
+    blocks = 1 + (len(waveform) - size) // step
+    found = []
+    for first in range(0, blocks, STRETCH):
+        start, stop = first * step, (min(first + STRETCH, blocks) - 1) * step + size
+        before = max(start - LEAD * sample_rate, 0)  # in which the filters forget that they began there
+        # torchaudio's filters cut what goes beyond full scale, so they hear a softer copy.
+        softer = waveform[before:stop] * 10 ** (-HEADROOM_DB / 20)
+        weighted = AF.treble_biquad(softer, sample_rate, 4.0, 1500.0, 1 / math.sqrt(2))
+        weighted = AF.highpass_biquad(weighted, sample_rate, 38.0, 0.5)[start - before :].double()
+        found.append(weighted.square().unfold(0, size, step).mean(dim=1))
+    return torch.cat(found) * 10 ** (HEADROOM_DB / 10)
 
 
 def reference_loudness(waveforms: Iterable[Tensor], sample_rate: int) -> float | None:
