@@ -1,78 +1,28 @@
 """Which utterances train the head, which are converted, and whose voices they are converted to.
 
 Everything is a function of the corpus and the config: orders come from hashes of utterance ids, so that every upstream
-and seed converts the same pairs.
+and seed converts the same pairs. A corpus that comes with lists of conversions is converted by these (`listed`).
 """
 
-import hashlib
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from downstreams.voice_conversion.config import VoiceConversionConfig
+from downstreams.voice_conversion.listed import listed_plan, read_lists
+from downstreams.voice_conversion.plan import SPLITS, Pair, Plan, Target, duration_of, find_parallels, shuffled, take
 from speechssl.data.corpus import Corpus, where_is
 from speechssl.errors import SpeechsslError
 from speechssl.task import TaskData
 from speechssl.types import Utterance
 
 logger = logging.getLogger(__name__)
-SPLITS = ("dev", "test")
+__all__ = ["SHORTEST", "SPLITS", "Pair", "Plan", "Target", "make_data"]
 SHORTEST = 0.8
 """Seconds; shorter clips hold too little speech for the head, the references and the judge of voices."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A speaker whose voice is converted to."""
-
-    speaker: str
-    reference: tuple[Utterance, ...]
-    """Train-split speech that frames are taken from."""
-    profile: tuple[Utterance, ...]
-    """Other train-split speech: what the judge of voices compares with."""
-    held_out: tuple[Utterance, ...]
-    """Dev- or test-split speech: for the bounds and for `mel_distance`."""
-
-    @property
-    def language(self) -> str:
-        """Of the first reference utterance."""
-        return str(self.reference[0].labels.get("language", "unknown"))
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One conversion."""
-
-    source: Utterance
-    target: str
-    """Speaker, a key of `Plan.targets`."""
-
-    @property
-    def id(self) -> str:
-        """Names the files of the conversion."""
-        return f"{self.source.id}-to-{self.target}".replace("/", "_")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The conversions of both evaluated splits."""
-
-    targets: Mapping[str, Target]
-    sources: Mapping[str, tuple[Utterance, ...]]
-    """Source speaker -> train-split speech: what the judge of voices knows that voice by."""
-    pairs: Mapping[str, tuple[Pair, ...]]
-    """'dev' and 'test'."""
-
-    def fingerprint(self) -> str:
-        """Equal pairs, references and profiles, equal fingerprint."""
-        parts = [[p.id for p in self.pairs[s]] for s in SPLITS]
-        parts += [[u.id for u in (*t.reference, *t.profile, *t.held_out)] for t in self.targets.values()]
-        parts += [[u.id for u in spoken] for spoken in self.sources.values()]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def make_data(corpus: Corpus, config: VoiceConversionConfig) -> TaskData:
@@ -85,6 +35,17 @@ def make_data(corpus: Corpus, config: VoiceConversionConfig) -> TaskData:
         SpeechsslError: the corpus has no sources or no targets of this kind.
     """
     splits = {name: _long_enough(corpus, name) for name in ("train", *SPLITS)}
+    lists = read_lists(corpus)
+    plan = _choose_plan(corpus, splits, config) if lists is None else listed_plan(corpus, splits, lists, config)
+    plan = replace(plan, parallels=find_parallels(plan, [u for found in splits.values() for u in found]))
+    limit = None if config.train_minutes is None else 60.0 * config.train_minutes
+    by_split = {"train": take(shuffled(splits["train"]), limit)}
+    by_split.update({name: _needed(plan, name) for name in SPLITS})
+    return TaskData(by_split, {"plan": plan, "corpus_root": corpus.root, "corpus_fingerprint": corpus.fingerprint})
+
+
+def _choose_plan(corpus: Corpus, splits: Mapping[str, Sequence[Utterance]], config: VoiceConversionConfig) -> Plan:
+    """Sources of the language, and the other speakers with the most speech."""
     sources = {name: _sources(splits[name], name, config, corpus.root) for name in SPLITS}
     if config.judges != "none":
         sources = {
@@ -94,16 +55,12 @@ def make_data(corpus: Corpus, config: VoiceConversionConfig) -> TaskData:
     targets = _targets(splits, set(speakers), config, corpus.root)
     known = {s: _spoken_by(s, splits["train"], config) for s in speakers}
     counts = {"dev": config.dev_pairs, "test": config.test_pairs}
-    plan = Plan(targets, known, {name: _pairs(sources[name], targets, counts[name]) for name in SPLITS})
-    limit = None if config.train_minutes is None else 60.0 * config.train_minutes
-    by_split = {"train": _take(_shuffled(splits["train"]), limit)}
-    by_split.update({name: _needed(plan, name) for name in SPLITS})
-    return TaskData(by_split, {"plan": plan, "corpus_root": corpus.root, "corpus_fingerprint": corpus.fingerprint})
+    return Plan(targets, known, {name: _pairs(sources[name], targets, counts[name]) for name in SPLITS})
 
 
 def _long_enough(corpus: Corpus, split: str) -> list[Utterance]:
     everything = corpus.utterances(split)
-    kept = [u for u in everything if _duration(u) >= SHORTEST]
+    kept = [u for u in everything if duration_of(u) >= SHORTEST]
     if len(kept) < len(everything):
         message = "voice conversion %s: %d of %d utterances are below %g s and take no part"
         logger.info(message, split, len(everything) - len(kept), len(everything), SHORTEST)
@@ -115,7 +72,7 @@ def _sources(utterances: Sequence[Utterance], split: str, config: VoiceConversio
     found = [
         u
         for u in utterances
-        if u.labels.get("language") == config.language and _is_told(u) and shortest <= _duration(u) <= longest
+        if u.labels.get("language") == config.language and _is_told(u) and shortest <= duration_of(u) <= longest
     ]
     if not found:
         raise SpeechsslError(
@@ -127,7 +84,7 @@ def _sources(utterances: Sequence[Utterance], split: str, config: VoiceConversio
     if untold:
         message = "%s is the first of %d utterances of '%s' in '%s' without text or speaker, which are no sources"
         logger.info(message, where_is(root, split, untold[0].id), len(untold), config.language, split)
-    return _shuffled(found)
+    return shuffled(found)
 
 
 def _is_told(utterance: Utterance) -> bool:
@@ -156,7 +113,7 @@ def _spoken_by(speaker: str, utterances: Iterable[Utterance], config: VoiceConve
     """Train-split speech of a source speaker in the language of the sources."""
     labels = (speaker, config.language)
     found = [u for u in utterances if (u.labels.get("speaker"), u.labels.get("language")) == labels]
-    return tuple(_shuffled(found)[: config.profile_utterances])
+    return tuple(shuffled(found)[: config.profile_utterances])
 
 
 def _targets(
@@ -168,14 +125,14 @@ def _targets(
         speaker = utterance.labels.get("speaker")
         if speaker and speaker not in source_speakers:
             by_speaker[str(speaker)].append(utterance)
-    ranked = sorted(by_speaker, key=lambda s: (-round(sum(map(_duration, by_speaker[s]))), s))
+    ranked = sorted(by_speaker, key=lambda s: (-round(sum(map(duration_of, by_speaker[s]))), s))
     targets: dict[str, Target] = {}
     for speaker in ranked[: config.targets]:
-        spoken = _shuffled(by_speaker[speaker])
+        spoken = shuffled(by_speaker[speaker])
         profile, rest = spoken[: config.profile_utterances], spoken[config.profile_utterances :]
-        reference = _take(rest, config.reference_seconds)
-        held_out = _shuffled(u for name in SPLITS for u in splits[name] if u.labels.get("speaker") == speaker)
-        if sum(map(_duration, reference)) >= 0.9 * config.reference_seconds and held_out:
+        reference = take(rest, config.reference_seconds)
+        held_out = shuffled(u for name in SPLITS for u in splits[name] if u.labels.get("speaker") == speaker)
+        if sum(map(duration_of, reference)) >= 0.9 * config.reference_seconds and held_out:
             targets[speaker] = Target(speaker, tuple(reference), tuple(profile), tuple(held_out[:2]))
     if not targets:
         raise SpeechsslError(
@@ -209,26 +166,3 @@ def _needed(plan: Plan, split: str) -> list[Utterance]:
         target = plan.targets[name]
         found.update({u.id: u for u in (*target.reference, target.held_out[0])})
     return list(found.values())
-
-
-def _take(utterances: Iterable[Utterance], seconds: float | None) -> list[Utterance]:
-    """The first utterances up to the one that fills `seconds`; None = all."""
-    taken: list[Utterance] = []
-    total = 0.0
-    for utterance in utterances:
-        if seconds is not None and total >= seconds:
-            break
-        taken.append(utterance)
-        total += _duration(utterance)
-    return taken
-
-
-def _shuffled(utterances: Iterable[Utterance]) -> list[Utterance]:
-    """In the order of the hashes of their ids: mixed, yet the same everywhere."""
-    return sorted(utterances, key=lambda u: hashlib.sha256(u.id.encode()).digest())
-
-
-def _duration(utterance: Utterance) -> float:
-    if utterance.duration is None:
-        raise SpeechsslError(f"Utterance '{utterance.id}' has no duration: give one in its manifest.")
-    return utterance.duration

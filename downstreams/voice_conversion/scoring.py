@@ -6,6 +6,8 @@
 * intelligibility: 1 - character error rate, each utterance's rate cut at 1 so that no endless repetition weighs more
   than a lost sentence.
 The README says why.
+
+Where a target has said the source's words too, `parallel_metrics` compares with that recording.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import soxr
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,9 +27,14 @@ from downstreams.voice_conversion.judges import (
     load_speaker_judge,
     load_word_judge,
 )
+from downstreams.voice_conversion.plan import Plan, Target
+from speechssl.audio import audio_info, read_audio
+from speechssl.metric.conversion import MEASURES, compare_recordings
 from speechssl.metric.interval import bootstrap_interval, mean_interval
+from speechssl.metric.mel_cepstrum import WIDE_RANGE, find_f0_range
 from speechssl.metric.transcription import character_errors, word_errors
 from speechssl.result import MetricValue
+from speechssl.types import Utterance
 
 Floats = NDArray[np.float64]
 
@@ -136,6 +144,49 @@ def score_metrics(verdicts: Sequence[Verdict], threshold: float) -> dict[str, Me
     if qualities:
         metrics["quality"] = mean_value(qualities)
     return metrics
+
+
+def parallel_metrics(plan: Plan, split: str, waveforms: Sequence[Tensor], sample_rate: int) -> dict[str, MetricValue]:
+    """mcd, f0_rmse, f0_correlation and ddur of the conversions of a split whose words their targets have said.
+
+    Compared at the lowest sampling rate among conversions and recordings. The range of F0 is the one that the corpus
+    gives with a target (`f0_min`, `f0_max`), or is found on the profile.
+
+    Args:
+        waveforms: (S,) conversions in the order of the plan's pairs.
+        sample_rate: of these, Hz.
+
+    Returns:
+        Nothing where no target has said any of the words; a measure that exists for no pair is left out.
+    """
+    pairs = [(p, w) for p, w in zip(plan.pairs[split], waveforms, strict=True) if p.id in plan.parallels]
+    if not pairs:
+        return {}
+    rate = min(sample_rate, *(audio_info(plan.parallels[p.id].path).sample_rate for p, _ in pairs))
+    ranges = {name: _f0_range(plan.targets[name], rate) for name in {p.target for p, _ in pairs}}
+    found = [
+        compare_recordings(
+            soxr.resample(waveform.double().numpy(), sample_rate, rate),
+            _samples(plan.parallels[pair.id], rate),
+            rate,
+            f0_range=ranges[pair.target],
+        )
+        for pair, waveform in pairs
+    ]
+    values = {name: [v for v in (getattr(f, name) for f in found) if v is not None] for name in MEASURES}
+    return {name: mean_value(measured) for name, measured in values.items() if measured}
+
+
+def _f0_range(target: Target, rate: int) -> tuple[float, float]:
+    labels = target.profile[0].labels if target.profile else {}
+    if "f0_min" in labels and "f0_max" in labels:
+        return float(labels["f0_min"]), float(labels["f0_max"])
+    return find_f0_range([_samples(utterance, rate) for utterance in target.profile], rate) or WIDE_RANGE
+
+
+def _samples(utterance: Utterance, rate: int) -> Floats:
+    waveform = read_audio(utterance.path, sample_rate=rate, start=utterance.start, duration=utterance.duration)
+    return np.asarray(waveform.double().numpy())
 
 
 def harmonic_mean(first: Floats, second: Floats) -> Floats:
