@@ -21,7 +21,7 @@ from speechssl.audio import read_audio
 from speechssl.config import load_config
 from speechssl.data.corpus import open_corpus
 from speechssl.errors import SpeechsslError
-from speechssl.task import TaskData
+from speechssl.task import FeatureConfig, TaskData
 from speechssl.types import Utterance
 from speechssl.vocoder import FeatureSource, MelConfig
 from speechssl.vocoder.chunks import stretches
@@ -238,14 +238,68 @@ def test_a_vocoder_of_another_recipe_gets_a_head_for_it(tiny_corpus: Path, tmp_p
     assert "Synthetic" in read_tags(found["converted"])["comment"]
 
 
-def test_a_vocoder_on_features_leaves_a_run_nothing_to_train(tiny_corpus: Path, tmp_path: Path) -> None:
-    source = FeatureSource("wavlm_large", 6)
-    config = IstftConfig(mel=MelConfig(sample_rate=16_000, hop=320), features=8, width=16, inner=24, blocks=1)
-    save_vocoder(IstftVocoder(config, source=source), tmp_path / "features", weights="random")
-    with pytest.raises(SpeechsslError, match="infer voice_conversion --vocoder"):
-        _data(tiny_corpus, replace(SMALL, vocoder=str(tmp_path / "features")))
-    with pytest.raises(SpeechsslError, match="folder or checkpoint"):
-        _data(tiny_corpus, replace(SMALL, vocoder="gone"))
+@pytest.fixture
+def on_features(tmp_path: Path) -> VoiceConversionConfig:
+    """kNN-VC with a vocoder on the features of these tests."""
+    torch.manual_seed(0)
+    mel = MelConfig(sample_rate=16_000, hop=160, n_fft=512)
+    network = IstftVocoder(
+        IstftConfig(mel=mel, features=161, width=16, inner=24, blocks=1), source=FeatureSource("spectrum", 3)
+    )
+    save_vocoder(network, tmp_path / "features", weights="random")
+    features = FeatureConfig(layers=(3,))
+    return replace(SMALL, vocoder=str(tmp_path / "features"), matching="raw", features=features)
+
+
+@pytest.mark.usefixtures("judges")
+def test_a_vocoder_on_features_makes_a_run_knn_vc_without_training(
+    tiny_corpus: Path, tmp_path: Path, on_features: VoiceConversionConfig
+) -> None:
+    task, data, plan = _data(tiny_corpus, on_features)
+    head = task.build_head(161, 100.0, data)
+    assert not list(head.parameters())
+    predictions = {u.id: _features(u) for u in data.splits["test"]}
+    dev = task.evaluate(head, {u.id: _features(u) for u in data.splits["dev"]}, data, "dev", tmp_path / "run")
+    assert task.metric in dev.metrics
+    found = task.evaluate(head, predictions, data, "test", tmp_path / "run")
+    assert list(found.breakdown["similarity by condition"]) == ["unconverted", "converted", "copy synthesis"]
+    assert {"score", "mel_distance"} <= set(found.metrics)
+    pair = plan.pairs["test"][0]
+    reference = torch.cat([_features(u) for u in plan.targets[pair.target].reference])
+    source = predictions[pair.source.id]
+    cosine = torch.nn.functional.cosine_similarity(source[:, None], reference[None], dim=2)
+    expected = task.vocoder(reference[cosine.topk(task.config.k, dim=1).indices].mean(dim=1)[None])[0]
+    voice = task.method.voice(head, plan.targets[pair.target].reference, {u.id: _features(u) for u in _all(plan)})
+    torch.testing.assert_close(task.speak(head, source, voice), expected, atol=1e-4, rtol=0)
+
+
+def _all(plan: Plan) -> list[Utterance]:
+    return [u for target in plan.targets.values() for u in target.reference]
+
+
+MISFITS = {
+    "space": ({"matching": "standardised"}, "matching=raw"),
+    "layer": ({"features": FeatureConfig(layers=(2,))}, r"features\.layers=\[3\]"),
+    "all layers": ({"features": FeatureConfig()}, r"features\.layers=\[3\]"),
+    "path": ({"vocoder": "gone"}, "folder or checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_settings_that_a_vocoder_cannot_go_with_are_told_first(
+    case: str, tiny_corpus: Path, on_features: VoiceConversionConfig
+) -> None:
+    changes, says = MISFITS[case]
+    with pytest.raises(SpeechsslError, match=says):
+        _data(tiny_corpus, replace(on_features, **changes))
+
+
+def test_features_that_a_vocoder_does_not_read_are_told(tiny_corpus: Path, on_features: VoiceConversionConfig) -> None:
+    task, data, _ = _data(tiny_corpus, on_features)
+    with pytest.raises(SpeechsslError, match="161 wide, but those of layer 3 are 80"):
+        task.build_head(80, 100.0, data)
+    with pytest.raises(SpeechsslError, match="100 frames per second"):
+        task.build_head(161, 50.0, data)
 
 
 @pytest.mark.usefixtures("judges")

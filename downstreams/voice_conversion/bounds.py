@@ -9,6 +9,7 @@
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from speechssl.vocoder import Vocoder, log_mel, synthesise
 
 logger = logging.getLogger(__name__)
 TRIALS = 12  # utterances per target that the threshold is set on
+Frames = Callable[[Utterance], Tensor]
+"""The features of an utterance, (T, D), for a vocoder that reads them."""
 CONDITIONS = ("unconverted", "copy synthesis")
 
 
@@ -51,24 +54,36 @@ class Bounds:
         return {name: torch.tensor(values) for name, values in self.profiles.items()}
 
 
-def load_bounds(plan: Plan, judges: Judges, vocoder: Vocoder, folder: Path) -> Bounds:
-    """Reads the bounds from `folder`, or computes and keeps them there."""
-    path = folder / "bounds.json"
+def load_bounds(
+    plan: Plan,
+    judges: Judges,
+    vocoder: Vocoder,
+    folder: Path,
+    *,
+    frames: Frames | None = None,
+    judged: bool = True,
+) -> Bounds:
+    """Reads the bounds from `folder`, or computes and keeps them there.
+
+    Args:
+        frames: of the test split's utterances, for a vocoder on features.
+        judged: whether there are to be verdicts; without, `vocoder` and `frames` take no part.
+    """
+    path = folder / ("bounds.json" if judged else "voices.json")
     folder.mkdir(parents=True, exist_ok=True)
     # Runs side by side want the same bounds: one computes, the others wait.
     with FileLock(folder / ".lock"):
         if not path.exists():
             logger.info("Judging real and copy-synthesised speech, once for this corpus and vocoder")
-            _write(_compute(plan, judges, vocoder, folder), path)
+            known = {**{name: t.profile for name, t in plan.targets.items()}, **plan.sources}
+            profiles = {name: judges.speaker.profile([read(u) for u in spoken]) for name, spoken in known.items()}
+            error_rate, threshold, trials = _calibrate(plan, judges, profiles)
+            verdicts: dict[str, dict[str, Verdict]] = {}
+            if judged:
+                verdicts = _judge_bounds(plan, judges, profiles, vocoder, folder=folder, frames=frames)
+            names = {k: v.tolist() for k, v in profiles.items()}
+            _write(Bounds(threshold, error_rate, trials, names, verdicts), path)
     return _read(path)
-
-
-def _compute(plan: Plan, judges: Judges, vocoder: Vocoder, folder: Path) -> Bounds:
-    known = {**{name: t.profile for name, t in plan.targets.items()}, **plan.sources}
-    profiles = {name: judges.speaker.profile([read(u) for u in spoken]) for name, spoken in known.items()}
-    error_rate, threshold, trials = _calibrate(plan, judges, profiles)
-    verdicts = _judge_bounds(plan, judges, profiles, vocoder, folder)
-    return Bounds(threshold, error_rate, trials, {k: v.tolist() for k, v in profiles.items()}, verdicts)
 
 
 def _write(bounds: Bounds, path: Path) -> None:
@@ -81,8 +96,10 @@ def read(utterance: Utterance, sample_rate: int = SAMPLE_RATE) -> Tensor:
     return read_audio(utterance.path, sample_rate=sample_rate, start=utterance.start, duration=utterance.duration)
 
 
-def copy_synthesis(utterance: Utterance, vocoder: Vocoder) -> Tensor:
-    """Real speech through log-mel and vocoder, (S,) at the vocoder's rate."""
+def copy_synthesis(utterance: Utterance, vocoder: Vocoder, frames: Frames | None = None) -> Tensor:
+    """Real speech through log-mel, or its own features, and vocoder, (S,) at the vocoder's rate."""
+    if frames is not None:
+        return synthesise(vocoder, frames(utterance))
     rate = vocoder.mel.sample_rate
     return synthesise(vocoder, log_mel(read(utterance, rate)[None], rate, vocoder.mel)[0])
 
@@ -112,16 +129,22 @@ def _calibrate(plan: Plan, judges: Judges, profiles: dict[str, Tensor]) -> tuple
 
 
 def _judge_bounds(
-    plan: Plan, judges: Judges, profiles: dict[str, Tensor], vocoder: Vocoder, folder: Path
+    plan: Plan,
+    judges: Judges,
+    profiles: dict[str, Tensor],
+    vocoder: Vocoder,
+    *,
+    folder: Path,
+    frames: Frames | None,
 ) -> dict[str, dict[str, Verdict]]:
     pairs = plan.pairs["test"]
     rate = vocoder.mel.sample_rate
     speech = {p.source.id: p.source for p in pairs}
     real = {k: read(u) for k, u in speech.items()}
-    copied = {k: resample(copy_synthesis(u, vocoder), rate) for k, u in speech.items()}
+    copied = {k: resample(copy_synthesis(u, vocoder, frames), rate) for k, u in speech.items()}
     voices = {}
     for name in {p.target for p in pairs}:
-        waveform = copy_synthesis(plan.targets[name].held_out[0], vocoder)
+        waveform = copy_synthesis(plan.targets[name].held_out[0], vocoder, frames)
         write_speech(copy_path(folder, plan.targets[name].held_out[0]), waveform.clamp(-1.0, 1.0), sample_rate=rate)
         voices[name] = resample(waveform, rate)
     heard = [{k: judges.word.transcribe(w) for k, w in set_.items()} for set_ in (real, copied)]

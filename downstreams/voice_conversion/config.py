@@ -58,7 +58,8 @@ class VoiceConversionConfig(TaskConfig):
     test_pairs: int = 200
     vocoder: str = "auto"
     """'hifigan', 'griffin_lim', 'auto' (the first where it can be had, or else the second), or a folder of
-    `speechssl vocoder` or a checkpoint of HiFi-GAN, that reads log-mel of any recipe: the head is built for it."""
+    `speechssl vocoder` or a checkpoint of HiFi-GAN or kNN-VC. On log-mel of any recipe, the head is built for it; on
+    features, as in the paper, nothing is trained (`matching: raw`, `features.layers` the one layer that it reads)."""
     vocoder_precision: Literal["float32", "bf16"] = "float32"
     judges: Literal["packages", "none"] = "packages"
     """'none' measures only `mel_distance`, which needs no download."""

@@ -15,6 +15,7 @@ from downstreams.voice_conversion.converter import FrameConverter
 from downstreams.voice_conversion.encoder import Encoder, encoder_of_run
 from downstreams.voice_conversion.method import match_pieces
 from downstreams.voice_conversion.task import VoiceConversion
+from downstreams.voice_conversion.vocoders import check_features
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.forward import Precision
 from speechssl.inference import load_run
@@ -61,7 +62,8 @@ def make_converter(
             "give a vocoder that reads features."
         )
     model = _upstream_of(loaded.source, upstream, device)
-    wanted = _check_layer(model, layer, loaded, loaded.source)
+    wanted = next(iter(model.resolve_layers([loaded.source.layer if layer is None else layer])))
+    check_features(loaded, layer=wanted, width=model.hidden_sizes[wanted], frame_rate=model.frame_rate)
     encoder = Encoder(model, [wanted], chunk=chunk, precision=precision)
     neighbours = K if k is None else k
 
@@ -123,25 +125,6 @@ def _upstream_of(source: FeatureSource, upstream: str | Path | Upstream | None, 
             f"('{source.upstream}', fingerprint {source.fingerprint}) with `--upstream`."
         )
     return model
-
-
-def _check_layer(model: Upstream, layer: int | None, vocoder: Vocoder, source: FeatureSource) -> int:
-    """The layer, once it is seen that it fits the vocoder."""
-    wanted = next(iter(model.resolve_layers([source.layer if layer is None else layer])))
-    if wanted != source.layer:
-        raise ConfigError(f"The vocoder {vocoder.name} reads layer {source.layer}, not {wanted}: leave out `--layer`.")
-    width = getattr(getattr(vocoder, "config", None), "features", model.hidden_sizes[wanted])
-    if model.hidden_sizes[wanted] != width:
-        raise ConfigError(
-            f"The vocoder {vocoder.name} reads features {width} wide, but layer {wanted} of '{model.name}' is "
-            f"{model.hidden_sizes[wanted]} wide: give the upstream that it was trained on ('{source.upstream}')."
-        )
-    if abs(model.frame_rate * vocoder.mel.hop - vocoder.mel.sample_rate) > 1e-3 * vocoder.mel.sample_rate:
-        raise ConfigError(
-            f"The vocoder {vocoder.name} reads {vocoder.mel.frame_rate:g} frames per second, but '{model.name}' gives "
-            f"{model.frame_rate:g}: give the upstream that it was trained on ('{source.upstream}')."
-        )
-    return wanted
 
 
 def _to(vocoder: Vocoder, device: str) -> Vocoder:

@@ -13,8 +13,11 @@ from typing_extensions import override
 from downstreams.voice_conversion.config import VoiceConversionConfig
 from downstreams.voice_conversion.head import MelHead
 from downstreams.voice_conversion.knn import convert, prematch
+from downstreams.voice_conversion.vocoders import check_features
+from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.neighbours import ReferencePool
 from speechssl.types import LossOutput, Utterance
+from speechssl.vocoder import FeatureSource, Vocoder
 from speechssl.vocoder.chunks import WINDOW, stretches
 from speechssl.vocoder.mel import MelConfig
 
@@ -131,6 +134,65 @@ class NearestNeighbours(Method):
     def _space(self, head: MelHead, features: Tensor) -> Tensor:
         """The frames as they are compared."""
         return head.directions(features) if self.config.matching == "standardised" else features.detach()
+
+
+class FeatureNeighbours(Method):
+    """kNN-VC itself: what is matched goes to a vocoder on features as it is, and nothing is trained.
+
+    Paper: Baas et al. 2023, arXiv:2305.18975.
+    """
+
+    def __init__(self, config: VoiceConversionConfig, vocoder: Vocoder) -> None:
+        """
+        Raises:
+            ConfigError: settings that the vocoder can't go with.
+        """
+        self.config = config
+        self.vocoder = vocoder
+        source = cast(FeatureSource, vocoder.source)
+        if config.features.layers != (source.layer,):
+            raise ConfigError(
+                f"The vocoder {vocoder.name} reads layer {source.layer} of '{source.upstream}': set "
+                f"`features.layers=[{source.layer}]`."
+            )
+        if config.matching != "raw" or config.features.normalize:
+            raise ConfigError(
+                f"The vocoder {vocoder.name} reads features as they are: set `matching=raw` and "
+                "`features.normalize=false`."
+            )
+
+    @override
+    def build_head(self, size: int, frame_rate: float) -> nn.Module:
+        """Nothing."""
+        layer = cast(FeatureSource, self.vocoder.source).layer
+        check_features(self.vocoder, layer=layer, width=size, frame_rate=frame_rate)
+        return nn.Identity()
+
+    @override
+    def loss(
+        self,
+        head: nn.Module,
+        features: Tensor,
+        lengths: Tensor,
+        utterances: Sequence[Utterance],
+        mels: Mels,
+        generator: torch.Generator,
+    ) -> LossOutput:
+        """Is never asked for, where nothing is trained."""
+        del head, features, lengths, utterances, mels, generator
+        raise SpeechsslError("A vocoder on features leaves nothing to train: set `train.steps=0`.")
+
+    @override
+    def voice(self, head: nn.Module, reference: Sequence[Utterance], features: Mapping[str, Tensor]) -> Tensor:
+        """All frames of the reference, (N, D)."""
+        del head
+        return torch.cat([features[u.id].float().cpu() for u in reference])
+
+    @override
+    def pieces(self, head: nn.Module, source: Iterable[Tensor], voice: Tensor) -> Iterator[Tensor]:
+        """Matches frame by frame."""
+        del head
+        return match_pieces(source, voice, k=self.config.k)
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ Shapes: B batch, T frames, D width, T' mel frames, M mel bands, S samples.
 Paper: Baas et al. 2023, Voice Conversion With Just Nearest Neighbors, arXiv:2305.18975.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -23,10 +24,10 @@ from downstreams.voice_conversion.config import VoiceConversionConfig
 from downstreams.voice_conversion.data import Plan, Target, make_data
 from downstreams.voice_conversion.judges import SAMPLE_RATE
 from downstreams.voice_conversion.loudness import match_loudness, reference_loudness
-from downstreams.voice_conversion.method import Method, NearestNeighbours
+from downstreams.voice_conversion.method import FeatureNeighbours, Method, NearestNeighbours
 from downstreams.voice_conversion.output import write_speech
 from downstreams.voice_conversion.scoring import give_verdict, mean_value, score_metrics
-from downstreams.voice_conversion.vocoders import NAMED, load_mel_vocoder, resolve_vocoder, vocoder_key
+from downstreams.voice_conversion.vocoders import NAMED, load_for_run, resolve_vocoder, vocoder_key
 from speechssl.data.corpus import Corpus
 from speechssl.errors import SpeechsslError
 from speechssl.result import Evaluation, MetricValue
@@ -93,8 +94,17 @@ class VoiceConversion(Task):
             return Evaluation(metrics)
         waveforms = [self._speak(head, predictions, p.source, plan.targets[p.target]) for p in plan.pairs[split]]
         judges = scoring.load_judges()
-        kept = self._bounds_folder(data)
-        bounds = load_bounds(plan, judges, self.vocoder, kept)
+        # Copy synthesis of features needs those of the test split, which dev does without.
+        frames = predictions if self.on_features and split == "test" else None
+        kept = self._bounds_folder(data, frames)
+        bounds = load_bounds(
+            plan,
+            judges,
+            self.vocoder,
+            kept,
+            frames=None if frames is None else lambda utterance: frames[utterance.id],
+            judged=not self.on_features or split == "test",
+        )
         voices = bounds.voices()
         verdicts = [
             give_verdict(
@@ -160,12 +170,19 @@ class VoiceConversion(Task):
     @cached_property
     def method(self) -> Method:
         """What converts."""
+        if self.on_features:
+            return FeatureNeighbours(self.config, self.vocoder)
         return NearestNeighbours(self.config, self.mel)
+
+    @property
+    def on_features(self) -> bool:
+        """Whether the vocoder reads features and not log-mel; those with names read log-mel."""
+        return self.config.vocoder not in NAMED and self.vocoder.source is not None
 
     @cached_property
     def vocoder(self) -> Vocoder:
         """Loaded at the first synthesis."""
-        return load_mel_vocoder(self.config.vocoder, precision=self.config.vocoder_precision)
+        return load_for_run(self.config.vocoder, precision=self.config.vocoder_precision)
 
     @cached_property
     def mel(self) -> MelConfig:
@@ -185,16 +202,26 @@ class VoiceConversion(Task):
         for name in sorted({p.target for p in plan.pairs[split]}):
             target = plan.targets[name]
             voice = self.method.voice(head, target.reference, predictions)
-            mel = self.convert(head, predictions[target.held_out[0].id], voice)
+            mel = self._mel_of(head, predictions[target.held_out[0].id], voice)
             natural = self._mel(target.held_out[0])
             size = min(len(mel), len(natural))
             distances.append(float((mel[:size] - natural[:size]).abs().mean()))
         return mean_value(distances, unit="targets")
 
-    def _bounds_folder(self, data: TaskData) -> Path:
+    def _mel_of(self, head: nn.Module, source: Tensor, voice: Tensor) -> Tensor:
+        """(T', M) log-mel of a conversion: what the vocoder is given, or, where that is features, what it makes."""
+        if not self.on_features:
+            return self.convert(head, source, voice)
+        return log_mel(self.speak(head, source, voice)[None], self.mel.sample_rate, self.mel)[0]
+
+    def _bounds_folder(self, data: TaskData, frames: Mapping[str, Tensor] | None) -> Path:
+        """Where the bounds are kept: of this plan and vocoder, and of what it reads where nothing else says that."""
         plan, root = cast(Plan, data.extra["plan"]), cast(Path, data.extra["corpus_root"])
-        vocoder = vocoder_key(self.config.vocoder, self.vocoder)
-        return root / "voice_conversion" / f"{plan.fingerprint()}-{vocoder}-{self.config.vocoder_precision}"
+        parts = [plan.fingerprint(), vocoder_key(self.config.vocoder, self.vocoder)]
+        if frames is not None:
+            heard = frames[plan.pairs["test"][0].source.id].contiguous().numpy().tobytes()
+            parts.append(hashlib.sha256(heard).hexdigest()[:12])
+        return root / "voice_conversion" / "-".join([*parts, self.config.vocoder_precision])
 
 
 def _level(utterances: Sequence[Utterance]) -> float | None:

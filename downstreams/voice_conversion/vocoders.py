@@ -1,14 +1,17 @@
-"""Vocoders as the task takes them: by name or path, and on log-mel."""
+"""Vocoders as the task takes them: by name or path, on log-mel or on features."""
 
 import hashlib
+import logging
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
 from speechssl.errors import ConfigError
-from speechssl.vocoder import Vocoder, load_vocoder
+from speechssl.vocoder import FeatureSource, Vocoder, load_vocoder
 from speechssl.vocoder.folder import folded_state
 
+logger = logging.getLogger(__name__)
 NAMED = ("hifigan", "griffin_lim", "auto")
 """All of these read the recipe of `MelConfig()`."""
 
@@ -19,20 +22,39 @@ def resolve_vocoder(vocoder: str) -> str:
     return str(path.resolve()) if vocoder not in NAMED and path.exists() else vocoder
 
 
-def load_mel_vocoder(vocoder: str, *, precision: str) -> Vocoder:
-    """Loads a vocoder for a head to log-mel.
+def load_for_run(vocoder: str, *, precision: str) -> Vocoder:
+    """Loads the vocoder of a config.
 
     Raises:
-        ConfigError: there is none, or it reads features, where nothing is left to train.
+        ConfigError: there is none of this name or path.
     """
     found = load_vocoder(vocoder, precision="bf16" if precision == "bf16" else "float32")
     if found.source is not None:
-        raise ConfigError(
-            f"The vocoder {vocoder} reads layer {found.source.layer} of '{found.source.upstream}', so that nothing is "
-            "left to train: convert with it directly (`speechssl infer voice_conversion --vocoder ...`), or give the "
-            "run one on log-mel."
-        )
+        told = found.source
+        logger.info("%s reads layer %d of '%s': other features make no speech.", found.name, told.layer, told.upstream)
     return found
+
+
+def check_features(vocoder: Vocoder, *, layer: int, width: int, frame_rate: float) -> None:
+    """Sees that a vocoder on features can read those of an upstream.
+
+    Raises:
+        ConfigError: they are of another layer, width or rate.
+    """
+    source = cast(FeatureSource, vocoder.source)
+    if layer != source.layer:
+        raise ConfigError(f"The vocoder {vocoder.name} reads layer {source.layer} of '{source.upstream}', not {layer}.")
+    expected = getattr(getattr(vocoder, "config", None), "features", width)
+    if width != expected:
+        raise ConfigError(
+            f"The vocoder {vocoder.name} reads features {expected} wide, but those of layer {layer} are {width} wide: "
+            f"give the upstream that it was trained on ('{source.upstream}')."
+        )
+    if abs(frame_rate * vocoder.mel.hop - vocoder.mel.sample_rate) > 1e-3 * vocoder.mel.sample_rate:
+        raise ConfigError(
+            f"The vocoder {vocoder.name} reads {vocoder.mel.frame_rate:g} frames per second, but the upstream gives "
+            f"{frame_rate:g}: give the one that it was trained on ('{source.upstream}')."
+        )
 
 
 def vocoder_key(kind: str, vocoder: Vocoder) -> str:
