@@ -53,8 +53,11 @@ def vc_examples(folder: Path, index: int) -> list[dict[str, str]]:
         tone(folder / f"s{number}.wav", hertz=110 + 20 * number)
         tone(folder / f"t{number}.wav", hertz=210 + 20 * number)
         tone(folder / f"c{number}.wav", hertz=205 + 20 * number + index)
+        tone(folder / f"y{number}.wav", hertz=210 + 20 * number)
         names = {"source": f"s{number}.wav", "target": f"t{number}.wav", "converted": f"c{number}.wav"}
-        found.append({"title": f"Pair {number} <a&b>", **names, "text": "съешь ещё этих мягких булок"})
+        names["copy_synthesis"] = f"y{number}.wav"
+        said = {"text": "съешь ещё этих мягких булок", "converted_synthetic": f"0.9{index}"}
+        found.append({"title": f"Pair {number} <a&b>", **names, **said})
     return found
 
 
@@ -73,6 +76,15 @@ def measure(task: str, quality: float, rng: np.random.Generator) -> tuple[dict[s
     if task == "deepfake_detection":
         breakdown["eer by attack"] = {a: MetricValue(value, 100, "trials") for a in ("espeak", "griffin_lim", "world")}
         breakdown["eer of trivial cues"] = {c: MetricValue(0.49, 450, "trials") for c in ("duration", "level")}
+    if task == "voice_conversion":
+        metrics["wer"] = MetricValue(0.3 - value / 10, 96, "words", 0.1, 0.4)
+        anchors = {"unconverted": (0.11, 0.05), "copy synthesis": (0.93, 0.12)}
+        for place, name in enumerate((metric, "wer")):
+            given = {
+                c: MetricValue(v[place], 24, "pairs", v[place] - 0.01, v[place] + 0.01) for c, v in anchors.items()
+            }
+            conditions = {"unconverted": given["unconverted"], "converted": metrics[name]}
+            breakdown[f"{name} by condition"] = {**conditions, "copy synthesis": given["copy synthesis"]}
     if task == "speaker_verification":
         metrics["min_dcf"] = MetricValue(0.81234, 1204, "trials")
     return metrics, breakdown

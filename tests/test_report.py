@@ -20,14 +20,17 @@ from scipy import stats
 from speechssl.errors import ManifestError, SpeechsslError
 from speechssl.metric.detection import equal_error_rate
 from speechssl.report import console_table, write_report
+from speechssl.report.audio import fundamental_frequency
 from speechssl.report.collect import Pretraining, collect
 from speechssl.report.detection import confusion_table, read_scores
 from speechssl.report.figures import pretraining_figures, pretraining_table
+from speechssl.report.listen import Budget
 from speechssl.report.plots import band
 from speechssl.report.summary import group_runs, heads_agree, summarise, verdict
 from speechssl.report.table import main_table
 from speechssl.report.words import format_number, format_seconds, format_value
 from speechssl.result import Evaluation, MetricValue, RunResult, UpstreamInfo
+from speechssl.scoring import Scores, write_scores
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -283,6 +286,81 @@ def test_what_upstreams_share_is_shown_once(text: str) -> None:
     assert len(re.findall(r'aria-label="Pair 0 [^"]*, Converted: ', text)) == len(UPSTREAMS)
 
 
+def test_every_clip_has_a_player_a_spectrogram_and_its_pitch(text: str) -> None:
+    example = text[text.index("<h4>Pair 0") : text.index("<h4>Pair 1")]
+    labels = ["Source", "Target", *(f"Converted: {label}" for label in UPSTREAMS), "Copy synthesis"]
+    captions = re.findall(r"<figcaption>(.*?) \(0\.7 s, median pitch (\d+) Hz\)</figcaption>", example)
+    assert [name for name, _ in captions] == labels
+    expected = [110, 210, *(205 + i for i in range(len(UPSTREAMS))), 210]
+    assert [int(hertz) for _, hertz in captions] == pytest.approx(expected, abs=1.5)
+    assert re.findall(r'<audio [^>]*aria-label="Pair 0 [^"]*, ([^"]+)"', example) == labels
+    assert re.findall(r'role="img" aria-label="Log-mel spectrogram of ([^"]*?), Pair 0', example) == labels
+    assert example.count("<image") == example.count("#00e5ff") == len(labels)
+    # What is said of one clip alone stands under it.
+    assert re.findall(r'<dl class="notes"><dt>([^<]*)</dt><dd>([^<]*)</dd></dl>', example) == [
+        ("Synthetic", f"0.9{i}") for i in range(len(UPSTREAMS))
+    ]
+
+
+def test_pitch_is_that_of_a_voice_and_none_of_noise_or_silence() -> None:
+    rng = np.random.default_rng(0)
+    seconds = np.arange(RATE) / RATE
+    hertz = 120 + 60 * seconds  # glides up
+    voice = sum(np.cos(2 * np.pi * k * np.cumsum(hertz) / RATE) / k for k in range(1, 12))
+    noise = 0.3 * rng.standard_normal(RATE)
+    f0 = fundamental_frequency(0.1 * np.concatenate([voice, noise, np.zeros(RATE)]).astype(np.float32))
+    frames = np.arange(5, 95)
+    np.testing.assert_allclose(f0[frames], 120 + 60 * frames * 0.01, rtol=0.01)
+    assert np.isnan(f0[105:]).mean() > 0.95
+    assert np.isnan(f0[205:]).all()
+    assert np.isnan(fundamental_frequency(np.zeros(50, np.float32))).all()  # shorter than a frame
+
+
+def test_systems_stand_between_the_anchors_that_they_share(text: str, runs: Path) -> None:
+    header, *rows = outline(text).tables["What the judges say of each system"]
+    assert header == ["System", "Speaker similarity ↑", "WER ↓"]
+    assert [row[0].split("|")[0] for row in rows] == ["Unconverted", *UPSTREAMS, "Copy synthesis"]
+    assert rows[0] == ["Unconverted|n = 24 pairs", "0.110|[0.100, 0.120]", "5.00 %|[4.00, 6.00]"]
+    assert rows[-1][1:] == ["0.930|[0.920, 0.940]", "12.0 %|[11.0, 13.0]"]
+    for label, row in zip(UPSTREAMS, rows[1:-1], strict=True):
+        values = raw_values(runs, "voice_conversion", label, "speaker_similarity")
+        low, high = student(values)
+        best = " (best)" if label == "hubert_tiny (pre-trained)" else ""  # no anchor is ever the best
+        assert row[1] == f"{np.mean(values):.3f}{best}|[{low:.3f}, {high:.3f}]\n3 seeds"
+    assert not [name for name in outline(text).tables if "by condition" in name]
+
+
+def test_scores_of_finished_files_are_tables_too(tmp_path: Path) -> None:
+    conditions = {"converted": 0.8, "unconverted": 0.2}
+    scales = {"source_similarity": 1.0, "nearer_target": 1.0, "mcd": 10.0, "f0_rmse": 30.0}
+    metrics = {
+        name: {c: MetricValue(x * v, 12, "conversions", x * v - 0.1, x * v + 0.1) for c, v in conditions.items()}
+        for name, x in scales.items()
+    }
+    scores = Scores("12 conversions", metrics, [{"converted": "a.wav"}], {}, ("2 lines have no 'parallel'.",))
+    write_scores(scores, "voice_conversion", tmp_path / "in" / "theirs")
+    (tmp_path / "in" / "ours").mkdir()
+    (tmp_path / "in" / "ours" / "scores.json").write_text('{"task": "voice_conversion"}')
+    written = write_report([tmp_path / "in"], tmp_path / "out")
+    assert len(written.problems) == 1 and "ours/scores.json" in written.problems[0]
+    text = html_module.unescape(written.path.read_text())
+    header, first, second = outline(text).tables["Scores of finished files"]
+    assert header == ["Files", "Source similarity ↓", "Nearer target ↑", "MCD ↓", "F0 RMSE ↓"]
+    assert first[0] == "theirs: converted|n = 12 conversions"
+    assert first[1:] == ["0.800|[0.700, 0.900]", "80.0 %|[70.0, 90.0]", "8.00 dB|[7.90, 8.10]", "24.0 Hz|[23.9, 24.1]"]
+    assert second[1] == "0.200|[0.100, 0.300]"
+    assert "theirs: 2 lines have no 'parallel'." in text
+
+
+def test_a_page_that_is_full_shows_clips_without_spectrograms(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("speechssl.report.page.Budget", lambda: Budget(spectrograms=1))
+    written = write_report([runs / "voice_conversion"], tmp_path)
+    assert written.path.read_text().count("Log-mel spectrogram of") == 1
+    assert f"{2 * 6 - 1} audio examples are shown without spectrograms, to keep the page small." in written.problems
+
+
 def test_scores_are_read_by_header_and_attacks_confused_at_the_threshold(runs: Path) -> None:
     path = runs / "deepfake_detection" / "fbank" / "seed0" / "scores.tsv"
     scores = read_scores(path)
@@ -390,7 +468,7 @@ def test_the_pretraining_loss_is_that_of_masked_frames_where_it_is_logged() -> N
     steps = [(1, 5.0), (2, 4.0)]
     both = Pretraining(Path("new"), "new", {"loss": [(1, 9.0), (2, 8.0)], "masked_loss": steps}, {})
     old = Pretraining(Path("old"), "old", {"loss": [(1, 7.0), (2, 6.0)]}, {})
-    captions = {}
+    captions: dict[int, str] = {}
     for logs in ((both,), (old,), (both, old)):
         (figure,) = pretraining_figures(logs)
         captions[len(captions)] = figure.caption

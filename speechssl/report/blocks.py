@@ -47,6 +47,10 @@ class Player:
     uri: str
     seconds: float
     spectrogram: str = ""
+    pitch: float | None = None
+    """Median F0, Hz; None = nothing is voiced."""
+    notes: Sequence[tuple[str, str]] = ()
+    """(label, text) of what is said about this clip alone."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Finds finished runs and pre-training logs below some folders, and says what could not be read."""
+"""Finds finished runs, scores and pre-training logs below some folders, and says what could not be read."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.errors import ManifestError
-from speechssl.result import RunResult, load_result
+from speechssl.result import MetricValue, RunResult, load_result
 
 TASK_FILES = ("task.json", "result.json")
 """What marks a folder as the run of a task, whose own log is no pre-training log."""
@@ -35,6 +35,18 @@ class Pretraining:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """What `speechssl score` says of finished files."""
+
+    name: str
+    """Its folder, as seen from where the search began."""
+    task: str
+    metrics: Mapping[str, Mapping[str, MetricValue]]
+    """Metric -> condition -> value."""
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Collection:
     """Everything that a report is made of."""
 
@@ -42,10 +54,11 @@ class Collection:
     pretraining: Sequence[Pretraining]
     problems: Sequence[str]
     """One sentence for each file that is missing, unreadable or left out."""
+    scored: Sequence[Scored] = ()
 
 
 def collect(folders: Sequence[Path]) -> Collection:
-    """Searches folders recursively for `result.json` and for `log.jsonl` of pre-training.
+    """Searches folders recursively for `result.json`, `scores.json`, and `log.jsonl` of pre-training.
 
     A broken file is named in `problems`; it never stops the report.
 
@@ -55,12 +68,13 @@ def collect(folders: Sequence[Path]) -> Collection:
     problems: list[str] = []
     runs = [r for path, _ in _find(folders, "result.json") if (r := _run(path, problems)) is not None]
     logs = [p for path, root in _find(folders, "log.jsonl") if (p := _pretraining(path, root, problems)) is not None]
-    if not runs and not logs:
+    scored = [s for path, root in _find(folders, "scores.json") if (s := _scored(path, root, problems)) is not None]
+    if not runs and not logs and not scored:
         where = ", ".join(str(f) for f in folders)
         reason = " ".join(problems) or "run a task first."
         raise ManifestError(f"There is no readable result.json or pre-training log below {where}: {reason}")
     kept, dropped = _newest(runs)
-    return Collection(kept, sorted(logs, key=lambda p: p.name), [*problems, *dropped])
+    return Collection(kept, sorted(logs, key=lambda p: p.name), [*problems, *dropped], scored)
 
 
 def _find(folders: Sequence[Path], name: str) -> Iterator[tuple[Path, Path]]:
@@ -148,8 +162,26 @@ def _pretraining(path: Path, root: Path, problems: list[str]) -> Pretraining | N
         problems.append(f"{broken} of {len(lines)} lines of {path} can't be read and are left out of the curves.")
     if not any("loss" in key for key in columns):
         return None
-    name = str(path.parent.relative_to(root)) if path.parent != root else root.resolve().name
-    return Pretraining(path.parent, name, {k: sorted(v.items()) for k, v in columns.items()}, _config(path.parent))
+    return Pretraining(
+        path.parent, _name(path, root), {k: sorted(v.items()) for k, v in columns.items()}, _config(path.parent)
+    )
+
+
+def _name(path: Path, root: Path) -> str:
+    return str(path.parent.relative_to(root)) if path.parent != root else root.resolve().name
+
+
+def _scored(path: Path, root: Path, problems: list[str]) -> Scored | None:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        metrics = {
+            str(metric): {str(condition): MetricValue(**value) for condition, value in values.items()}
+            for metric, values in raw["metrics"].items()
+        }
+        return Scored(_name(path, root), str(raw["task"]), metrics, [str(note) for note in raw.get("notes", ())])
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        problems.append(f"The scores {path} can't be read ({error}): run `speechssl score` again.")
+        return None
 
 
 def _config(folder: Path) -> dict[str, Any]:

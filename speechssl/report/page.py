@@ -13,6 +13,7 @@ from speechssl.report.blocks import Block, Code, Figure, Listen, Section, Table
 from speechssl.report.collect import Collection, collect
 from speechssl.report.detection import confusion_table, det_block, group_scores
 from speechssl.report.figures import curve_figures, layer_figure, pretraining_figures, pretraining_table
+from speechssl.report.judges import judges_table, scored_tables
 from speechssl.report.listen import Budget, listen_block
 from speechssl.report.summary import Group, by_task, group_runs, heads_agree, labels_of, verdict
 from speechssl.report.table import breakdown_tables, cost_table, details_table, main_table
@@ -21,6 +22,7 @@ from speechssl.report.words import better_words, metric_title, task_title
 from speechssl.result import RunResult
 
 logger = logging.getLogger(__name__)
+SCORED = "What `speechssl score` measured on audio that anybody made, beside what it was measured against."
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def write_report(
     """Writes `index.html` about all finished runs and pre-training logs below some folders.
 
     Args:
-        folders: searched recursively for `result.json` and `log.jsonl`.
+        folders: searched recursively for `result.json`, `scores.json` and `log.jsonl`.
         output: folder for `index.html`; made where missing.
         title: heading of the page.
         examples: listening examples per task.
@@ -101,9 +103,15 @@ def _sections(collection: Collection, groups: Sequence[Group], problems: list[st
         blocks = _task_blocks(found, collection, colours, problems)
         listen = listen_block(found, collection.runs, budget, limit=examples)
         sections.append(Section(f"task-{len(sections)}", task_title(task), _intro(found), [*blocks, *_present(listen)]))
+    sections += [
+        Section(f"scores-{number}", f"{task_title(task)}: finished files", SCORED, [table])
+        for number, (task, table) in enumerate(scored_tables(collection.scored))
+    ]
     problems.extend(budget.problems)
     if budget.refused:
         problems.append(f"{budget.refused} audio examples are left out, to keep the page small: see the run folders.")
+    if budget.plain:
+        problems.append(f"{budget.plain} audio examples are shown without spectrograms, to keep the page small.")
     return sections + (_closing(groups) if groups else [])
 
 
@@ -129,7 +137,7 @@ def _task_blocks(
     blocks: list[Block] = [*curve_figures(groups, colours), *_present(layer_figure(groups, colours))]
     if scores:
         blocks += _present(det_block(scores, colours), confusion_table(scores))
-    return [*blocks, *breakdown_tables(groups), details_table(groups)]
+    return [*blocks, *_present(judges_table(groups)), *breakdown_tables(groups), details_table(groups)]
 
 
 def _closing(groups: Sequence[Group]) -> list[Section]:

@@ -158,11 +158,20 @@ def _thin_det(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 @theme()
-def spectrogram_figure(spectrogram: NDArray[np.float32], *, f0_band: Floats | None, seconds: float) -> str:
-    """A log-mel spectrogram (M, T) in dB below its maximum, with F0 as a line of mel bands, (T',)."""
-    from speechssl.report.audio import mel_band
+def spectrogram_figure(spectrogram: NDArray[np.float32], *, f0: Floats, seconds: float) -> str:
+    """A log-mel spectrogram with F0 over it, which has an axis of its own, as melody would be flat on that of the mel.
 
-    figure, axes = panel(width=3.6, height=1.9)
+    Args:
+        spectrogram: (M, T) dB below its maximum.
+        f0: (T,) Hz every 10 ms, NaN where unvoiced.
+        seconds: how long it is.
+    """
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    from speechssl.report.audio import F0_RANGE, mel_band
+
+    figure, axes = panel(width=3.9, height=2.0)
+    bands = spectrogram.shape[0]
     axes.imshow(
         spectrogram,
         origin="lower",
@@ -170,19 +179,25 @@ def spectrogram_figure(spectrogram: NDArray[np.float32], *, f0_band: Floats | No
         cmap="magma",
         vmin=-80,
         vmax=0,
-        extent=(0, seconds, -0.5, spectrogram.shape[0] - 0.5),
+        extent=(0, seconds, -0.5, bands - 0.5),
         interpolation="nearest",
     )
-    if f0_band is not None:
-        axes.plot(np.arange(f0_band.size) * 0.01, f0_band, color="#00e5ff", linewidth=1.4)
-    kilohertz = (0.5, 1, 2, 4, 8)
+    kilohertz = (0.5, 1, 2, 4)
     axes.set_yticks(mel_band(np.array(kilohertz) * 1000.0), [f"{k:g}" for k in kilohertz], fontsize=9)
-    axes.set_ylim(-0.5, spectrogram.shape[0] - 0.5)
-    axes.set_xlim(0, seconds)
+    axes.set(xlim=(0, seconds), ylim=(-0.5, bands - 0.5))
     axes.tick_params(labelsize=9)
     axes.set_xlabel("seconds", fontsize=9)
     axes.set_ylabel("kHz", fontsize=9)
     axes.grid(visible=False)
+    pitch = axes.twinx()
+    pitch.plot(np.arange(f0.size) * 0.01, f0, color="#00e5ff", linewidth=1.6)
+    pitch.set_yscale("log")
+    pitch.set_ylim(*F0_RANGE)
+    pitch.set_yticks([100, 200, 400], ["100", "200", "400"], fontsize=9)
+    pitch.yaxis.set_minor_locator(NullLocator())
+    pitch.yaxis.set_minor_formatter(NullFormatter())
+    pitch.set_ylabel("pitch, Hz", fontsize=9)
+    pitch.grid(visible=False)
     return render(figure)
 
 

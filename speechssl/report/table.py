@@ -9,6 +9,7 @@ import numpy as np
 from speechssl.report.blocks import Cell, Table
 from speechssl.report.summary import Group, Summary, best_labels, by_task, group_runs, labels_of
 from speechssl.report.words import (
+    CONDITION,
     Direction,
     arrow,
     better_words,
@@ -96,8 +97,12 @@ def _note(split: str, summaries: Sequence[Summary]) -> str:
 
 
 def breakdown_tables(groups: Sequence[Group]) -> list[Table]:
-    """One table, shaded as a heat map, for each breakdown of the test split, such as by language or by attack."""
+    """One table, shaded as a heat map, for each breakdown of the test split, such as by language or by attack.
+
+    What compares systems with anchors is left to `judges`.
+    """
     names = list(dict.fromkeys(n for g in groups for r in g.results for n in r.test.breakdown))
+    names = [n for n in names if not n.endswith(CONDITION)]
     return [t for name in names if (t := _breakdown(groups, name)) is not None]
 
 

@@ -12,21 +12,23 @@ def _set(words: str) -> frozenset[str]:
 
 ACRONYMS = _set(
     "asr wer cer per eer der jer dcf mcd f0 rmse mse mae ccc lcc srcc pesq stoi estoi mos auc uar abx snr ctc vc sid "
-    "ks tts rtf cpu gpu twv mtwv atwv si sdr sdri r2"
+    "ks tts rtf cpu gpu twv mtwv atwv si sdr sdri r2 ecapa ddur"
 )
 RATES = _set(
     "wer cer per eer der jer ter missed confusion accuracy acc rate f1 uar precision recall error errors abx share "
-    "unseen acceptance rejection"
+    "unseen acceptance rejection identification nearer"
 )
 LOWER = _set(
     "wer cer per eer der jer ter missed confusion dcf mindcf mcd rmse mse mae loss error errors distance distortion "
-    "abx cllr cnxe"
+    "abx cllr cnxe ddur"
 )
 HIGHER = _set(
     "accuracy acc uar ccc lcc srcc ktau similarity pesq stoi estoi mos auc correlation corr f1 precision recall bleu "
-    "quality acceptance twv mtwv atwv sdr sdri r2"
+    "quality acceptance identification nearer twv mtwv atwv sdr sdri r2"
 )
-UNITS = {"mcd": "dB", "snr": "dB", "sdr": "dB", "sdri": "dB", "distortion": "dB"}
+UNITS = {"mcd": "dB", "snr": "dB", "sdr": "dB", "sdri": "dB", "distortion": "dB", "ddur": "s", "f0_rmse": "Hz"}
+CONDITION = " by condition"
+"""How the names of breakdowns end that compare what a system made with anchors; see `judges`."""
 Direction = Literal["up", "down"] | None
 
 
@@ -59,7 +61,7 @@ def metric_of_group(group: str) -> str:
 def direction(metric: str) -> Direction:
     """Which way is better, judged by the metric's name; None where the name does not tell."""
     found = _telling(metric)
-    if "false" in found or any(w in LOWER for w in found):
+    if "false" in found or any(w in LOWER for w in found) or {"source", "similarity"} <= set(found):
         return "down"
     return "up" if any(w in HIGHER for w in found) else None
 
@@ -93,7 +95,7 @@ def format_value(value: float | None, metric: str, *, unit: bool = True, like: f
     if is_rate(metric):
         digits = 2 if abs(100 * like) < 9.995 else 1
         return f"{100 * value:.{digits}f}".replace("-", "−") + (" %" if unit else "")
-    suffix = next((UNITS[w] for w in words_of(metric) if w in UNITS), "")
+    suffix = next((UNITS[w] for w in (metric, *words_of(metric)) if w in UNITS), "")
     return format_number(value, like=like) + (f" {suffix}" if suffix and unit else "")
 
 
