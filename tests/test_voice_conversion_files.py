@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from speechssl.commands.infer import spread
 from speechssl.conversion import load_converter
 from speechssl.data.corpus import open_corpus
 from speechssl.errors import ConfigError, SpeechsslError
+from speechssl.featurizer.config import FeatureConfig
 from speechssl.jobs import RunOptions
 from speechssl.loading import load_upstream
 from speechssl.vocoder import MelConfig
@@ -192,19 +194,23 @@ def test_what_cannot_be_converted_is_refused_with_a_sentence(
     assert not Path("d.wav").exists()
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("trained")
+def _run(upstream: str, corpus: Path, out: Path, **changes: Any) -> Path:
+    demo = PRESETS["voice_conversion_demo"]
     config = replace(
-        PRESETS["voice_conversion_demo"],
-        train=replace(PRESETS["voice_conversion_demo"].train, steps=0, warmup_steps=0, precision="float32"),
+        demo,
+        train=replace(demo.train, steps=0, warmup_steps=0, precision="float32"),
         language="aa", source_seconds=(0.8, 3.0), targets=2, reference_seconds=3.0, profile_utterances=2, dev_pairs=2,
         test_pairs=2, vocoder="griffin_lim", judges="none", vocoder_precision="float32",
         head=HeadConfig(width=16, blocks=1, refining_blocks=1, kernel=3),
     )  # fmt: skip
-    options = RunOptions(cache_folder=str(out / "cache"))
-    speechssl.run("voice_conversion", upstream="mfcc", corpus=tiny_corpus, config=config, out=out, options=options)
-    return out / "voice_conversion" / "mfcc" / "seed0"
+    config, options = replace(config, **changes), RunOptions(cache_folder=str(out / "cache"))
+    speechssl.run("voice_conversion", upstream=upstream, corpus=corpus, config=config, out=out, options=options)
+    return out / "voice_conversion" / upstream / "seed0"
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _run("mfcc", tiny_corpus, tmp_path_factory.mktemp("trained"))
 
 
 def test_a_run_converts_as_infer_does_and_across_languages(
@@ -234,3 +240,13 @@ def test_a_run_takes_another_vocoder_of_its_recipe_alone(trained: Path, folder: 
         load_converter(trained, vocoder=folder / "on_mel")
     with pytest.raises(ConfigError, match="a run has its own layers"):
         load_converter(trained, layer=3)
+
+
+def test_a_run_with_a_vocoder_on_features_is_knn_vc(folder: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    features = FeatureConfig(layers=(0,))
+    made = _run(UPSTREAM, tiny_corpus, tmp_path, vocoder=str(folder / "vocoder"), matching="raw", features=features)
+    result = json.loads((made / "result.json").read_text())
+    assert result["trained_parameters"] == 0
+    found = load_converter(made, trim=True).convert(folder / "a.wav", folder / "b.wav")
+    expected = load_converter(vocoder=folder / "vocoder").convert(folder / "a.wav", folder / "b.wav")
+    assert torch.equal(found.waveform, expected.waveform)
