@@ -8,6 +8,7 @@ from torch import Tensor
 from downstreams.voice_conversion import knn
 from speechssl import neighbours
 from speechssl.errors import SpeechsslError
+from speechssl.neighbours import ReferencePool
 
 
 def _frames(count: int, width: int, seed: int) -> Tensor:
@@ -68,3 +69,14 @@ def test_gradients_reach_the_averaged_frames_but_not_the_choice(monkeypatch: pyt
     assert features.grad is not None
     assert float(features.grad[0].abs().sum()) == 0.0  # its own frames are replaced
     assert float(features.grad[1].sum()) == pytest.approx(60.0, abs=1e-4)  # 10 frames of 6 dimensions, 2 x 1/2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_a_pool_converts_as_its_frames_do_and_gradients_reach_these(dtype: torch.dtype) -> None:
+    source, reference = _frames(21, 16, 12), _frames(60, 16, 13).to(dtype).requires_grad_()
+    found = knn.convert(source, ReferencePool(reference), k=4)
+    chosen = neighbours.nearest(source, reference.float(), k=4)
+    torch.testing.assert_close(found.float(), reference.float()[chosen].mean(dim=1), atol=1e-2, rtol=0)
+    found.float().sum().backward()
+    assert reference.grad is not None
+    assert float(reference.grad.float().sum()) == pytest.approx(21 * 16, rel=1e-2)

@@ -41,6 +41,7 @@ class ReferencePool:
     on processors that multiply bfloat16 fast, else their size.
     """
 
+    @torch.no_grad()
     def __init__(
         self, frames: Tensor, *, memory_mb: int = MEMORY_MB, prepare: bool = True, backend: Backend = "torch"
     ) -> None:
@@ -74,6 +75,7 @@ class ReferencePool:
     def __len__(self) -> int:
         return len(self.frames)
 
+    @torch.no_grad()
     def search(self, source: Tensor, *, k: int, exclude: Tensor | None = None) -> Tensor:
         """Finds the k frames with the highest cosine similarity for each source frame.
 
