@@ -5,6 +5,7 @@ run's own metrics is what the system made; the others are anchors, such as the s
 through the vocoder. Finished files that `speechssl score` has judged are systems too.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -33,11 +34,8 @@ Row = tuple[Cell, Mapping[str, Summary | None], bool]
 def judges_table(groups: Sequence[Group]) -> Table | None:
     """System × judge, the anchors above and below as the runs list them; None where a task has no conditions."""
     results = [r for g in groups for r in g.results]
-    metrics = [
-        n.removesuffix(CONDITION)
-        for n in _unique(n for r in results for n in r.test.breakdown)
-        if n.endswith(CONDITION)
-    ]
+    compared = [n.removesuffix(CONDITION) for r in results for n in r.test.breakdown if n.endswith(CONDITION)]
+    metrics = _unique([*compared, *(m for r in results for m in r.test.metrics)])
     conditions = _unique(c for r in results for m in metrics for c in r.test.breakdown.get(m + CONDITION, {}))
     rows: list[Row] = []
     for condition in conditions:
@@ -61,10 +59,13 @@ def _rows(groups: Sequence[Group], metrics: Sequence[str], condition: str) -> li
     """One row for each system, or one of an anchor that all systems share."""
     found = []
     for group in groups:
-        made = all(_made(r, metrics, condition) for r in group.results)
-        values = {m: _over_seeds([_judged(r, m, condition) for r in group.results], made) for m in metrics}
-        if any(values.values()):
-            found.append((group, values, made))
+        judged = [r for r in group.results if any(_judged(r, m, condition) for m in metrics)]
+        made = all(_made(r, metrics, condition) for r in judged)
+        given = {
+            m: [_judged(r, m, condition) or (r.test.metrics.get(m) if made else None) for r in judged] for m in metrics
+        }
+        if judged:
+            found.append((group, {m: _over_seeds(values, made) for m, values in given.items()}, made))
     name = capital(condition)
     if found and not any(made for *_, made in found) and all(v == found[0][1] for _, v, _ in found):
         return [(Cell(name, _counts(found[0][1])), found[0][1], False)]
@@ -88,7 +89,7 @@ def _made(result: RunResult, metrics: Sequence[str], condition: str) -> bool:
     """Whether a condition is what the system made: then its values are the run's own."""
     own = {m: result.test.metrics.get(m) for m in metrics}
     pairs = [(a, b) for m, a in own.items() if a is not None and (b := _judged(result, m, condition)) is not None]
-    return bool(pairs) and all(a.value == b.value for a, b in pairs)
+    return bool(pairs) and all(a.value == b.value for a, b in pairs if not math.isnan(a.value))
 
 
 def scored_tables(scored: Sequence[Scored]) -> list[tuple[str, Table]]:
