@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def command(  # noqa: PLR0917  typer calls it by keyword
     task: Annotated[str, typer.Argument(help="Task whose measures are taken, such as voice_conversion.")],
     files: Annotated[list[Path], typer.Argument(help="What it reads: of voice_conversion, a list of conversions.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for scores.json and items.tsv.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "--output", "-o", help="Folder for scores.json and items.tsv.")] = None,
     measure: Annotated[
         list[str] | None,
         typer.Option("--measure", "-m", help="Only these, such as similarity,wer; else all that the files allow."),
