@@ -166,6 +166,7 @@ REFUSED = {
     ),
     "silent reference": ([*CONVERT, "--source", "a.wav", "--voice", "silent.wav", "--out", "d.wav"], "is silent"),
     "format": ([*CONVERT, "--source", "a.wav", "--voice", "b.wav", "--out", "d.mp3"], "end in .wav or .flac"),
+    "over the source": ([*CONVERT, "--source", "a.wav", "--voice", "b.wav", "--out", "a.wav"], "the source itself"),
     "loudness": ([*CONVERT, "--source", "a.wav", *TARGET, "--loudness", "loud"], "`loudness` must be"),
     "rate": ([*CONVERT, "--source", "a.wav", *TARGET, "--sample-rate", "3"], "`sample_rate` must"),
     "k": ([*CONVERT, "--source", "a.wav", *TARGET, "--k", "0"], "`k` must be 1 or more"),

@@ -71,6 +71,8 @@ class FrameConverter:
     ) -> Conversion:
         """Converts a file of any length, see `speechssl.conversion.Converter`."""
         path = None if out is None else check_output(out)
+        if path is not None and path.exists() and Path(source).exists() and path.samefile(source):
+            raise ConfigError(f"The output {path} is the source itself: name another file.")
         rate = self.sample_rate if sample_rate is None else sample_rate
         _check(loudness, rate)
         recording = read_recording(_only(source), self.encoder.upstream.sample_rate)

@@ -98,7 +98,7 @@ def _from_run(
     head, method = run.probe.head, task.method
 
     def speak(source: Iterable[Tensor], voice: Tensor) -> Iterator[Tensor]:
-        return method.pieces(head, source, voice)
+        return method.pieces(head, source, voice.to(device))
 
     encoder = encoder_of_run(run, chunk=chunk, precision=precision)
     return FrameConverter(encoder, speak, _to(task.vocoder, device), trim=trim)
