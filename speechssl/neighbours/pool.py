@@ -59,8 +59,8 @@ class ReferencePool:
             raise SpeechsslError(f"Reference frames must be (N, D) with N > 0, but are {tuple(frames.shape)}.")
         self.frames = frames
         self.dtype = product_type(frames.device)
-        self._memory = memory_mb * 875_000  # bytes
-        self._spare = memory_mb * 125_000  # of frames that are compared one by one
+        self._memory = memory_mb * 800_000  # bytes; the rest is for what libraries take
+        self._spare = memory_mb * 100_000  # of frames that are compared one by one
         self.columns = _columns(frames, self.dtype.itemsize, self._memory)
         self._lengths, self._centre = self._measure()
         self._blocks: list[Block] | None = None
@@ -234,8 +234,8 @@ def _rows(columns: int, k: int, frames: Tensor, item: int, memory: int) -> int:
     while (needed := _needed(rows, columns, k, frames, item)) > memory:
         if rows == FEWEST[0]:
             raise SpeechsslError(
-                f"Searching frames of width {frames.size(1)} for k = {k} takes {needed / 875e3:.0f} MB, more than "
-                f"`memory_mb` = {memory / 875e3:.0f}: raise it."
+                f"Searching frames of width {frames.size(1)} for k = {k} takes {needed / 8e5:.0f} MB, more than "
+                f"`memory_mb` = {memory / 8e5:.0f}: raise it."
             )
         rows //= 2
     return rows
