@@ -22,7 +22,7 @@ from speechssl.audio import read_audio
 from speechssl.errors import SpeechsslError
 from speechssl.metric.conversion import compare_recordings
 from speechssl.metric.detection import equal_error_rate
-from speechssl.metric.mel_cepstrum import find_f0_range
+from speechssl.metric.mel_cepstrum import WorldSettings, find_f0_range
 from speechssl.scoring import ScoreOptions, Scores
 from speechssl.vocoder.griffin_lim import GriffinLim
 
@@ -115,14 +115,20 @@ def test_conversions_are_measured_beside_both_anchors(folder: Path, capsys: pyte
             assert math.isfinite(value["value"]) and value["low"] <= value["high"]
 
 
-def test_distances_are_those_of_the_metric(folder: Path) -> None:
-    found = _score(folder)
+def test_distances_are_those_of_the_metric_and_need_no_judge(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "JUDGES", {})
+    measures = ("f0_rmse", "mcd", "f0_correlation", "ddur")
+    settings = {"vocoder": "none", "mcd_order": "24", "mcd_energy": "no"}
+    found = scoring.score([folder / "list.tsv"], ScoreOptions(measures, settings=settings))
+    assert list(found.metrics) == ["mcd", "f0_rmse", "f0_correlation", "ddur"]
+    assert found.settings["mcd_order"] == 24 and found.settings["mcd_energy"] is False
     paths = [folder / f"{name}.wav" for name in ("low1", "low2", "low3", "parallel")]
     waveforms = [read_audio(path).double().numpy() for path in paths]
     f0_range = find_f0_range(waveforms, RATE)
     assert f0_range is not None
     converted = read_audio(folder / "converted1.wav").double().numpy()
-    expected = compare_recordings(converted, waveforms[-1], RATE, f0_range=f0_range)
+    analysis = WorldSettings(order=24)
+    expected = compare_recordings(converted, waveforms[-1], RATE, f0_range=f0_range, settings=analysis, energy=False)
     for name in ("mcd", "f0_rmse", "f0_correlation", "ddur"):
         value = found.metrics[name]["converted"]
         assert value.value == pytest.approx(getattr(expected, name), rel=1e-9) and value.n == 1
@@ -250,6 +256,8 @@ MISTAKES = {
     "unknown vocoder": (["-s", "vocoder=hifi"], "`vocoder` must be 'hifigan'"),
     "no number": (["-s", "threshold=high"], "`threshold` must be a number"),
     "no rate": (["-s", "sample_rate=1"], "`sample_rate` must be from 8000"),
+    "no order": (["-s", "mcd_order=0"], "`mcd_order` must be from 1 to 100"),
+    "neither yes nor no": (["-s", "mcd_energy=1"], "`mcd_energy` must be yes or no"),
     "no device": (["--device", "gpu"], "The device 'gpu' can't be used"),
     "a column that nobody fills": (["-m", "mcd"], "`mcd` needs the column 'parallel', which"),
 }

@@ -31,6 +31,7 @@ from downstreams.voice_conversion.score_speech import Speech, check_audio
 from speechssl.devices import resolve_devices
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.metric.interval import mean_interval
+from speechssl.metric.mel_cepstrum import WorldSettings
 from speechssl.metric.transcription import character_errors, word_errors
 from speechssl.progress import progress
 from speechssl.result import MetricValue
@@ -65,6 +66,8 @@ SETTINGS = {
     "vocoder": "of the upper anchor: auto, hifigan, griffin_lim, none, or a folder or checkpoint",
     "threshold": "of acceptance by similarity, in place of the one of equal errors",
     "sample_rate": "of MCD and F0, Hz",
+    "mcd_order": "mel-cepstral coefficients beside c0: 39, or 24 as is common too",
+    "mcd_energy": "whether c0 counts: yes or no",
 }
 JUDGES: dict[str, Callable[[str], Any]] = {
     "voice": lambda device: judges.load_speaker_judge(device=device),
@@ -88,6 +91,7 @@ def score(files: Sequence[Path], options: ScoreOptions) -> Scores:
     check_audio(conversions)
     wanted, notes = _choose(conversions, options.measures, files[0])
     threshold, sample_rate = _numbers(options.settings)
+    cepstra = _cepstra(options.settings)
     kind = options.settings.get("vocoder", "auto")
     vocoder = None if kind == "none" else load_vocoder(kind)
     speech = Speech(vocoder, sample_rate)
@@ -100,7 +104,7 @@ def score(files: Sequence[Path], options: ScoreOptions) -> Scores:
         for judge in stages:
             spoken = Spoken(conversions, speech, advance)
             if judge == "parallel":
-                measured, facts = measure_parallel(spoken)
+                measured, facts = measure_parallel(spoken, *cepstra)
             elif judge == "words":
                 measured, facts = measure_words(spoken, _load(judge, device))
             elif judge == "quality":
@@ -144,6 +148,16 @@ def _numbers(settings: Mapping[str, str]) -> tuple[float | None, int | None]:
     if rate is not None and not (rate.isdigit() and 8_000 <= int(rate) <= 96_000):
         raise ConfigError(f"`sample_rate` must be from 8000 to 96000 Hz, but is '{rate}'.")
     return threshold, None if rate is None else int(rate)
+
+
+def _cepstra(settings: Mapping[str, str]) -> tuple[WorldSettings, bool]:
+    """How the MCD is measured: the analysis, and whether c0 counts."""
+    order, energy = settings.get("mcd_order", str(WorldSettings().order)), settings.get("mcd_energy", "yes")
+    if not (order.isdigit() and 1 <= int(order) <= 100):
+        raise ConfigError(f"`mcd_order` must be from 1 to 100, but is '{order}'.")
+    if energy not in ("yes", "no"):
+        raise ConfigError(f"`mcd_energy` must be yes or no, but is '{energy}'.")
+    return WorldSettings(order=int(order)), energy == "yes"
 
 
 def _judges(wanted: Sequence[str]) -> dict[str, list[str]]:

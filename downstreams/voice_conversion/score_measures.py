@@ -17,7 +17,7 @@ from downstreams.voice_conversion.score_speech import Speech, as_array
 from downstreams.voice_conversion.score_voices import Voices
 from speechssl.errors import ManifestError
 from speechssl.metric.conversion import MEASURES, compare_recordings
-from speechssl.metric.mel_cepstrum import WIDE_RANGE, find_f0_range
+from speechssl.metric.mel_cepstrum import WIDE_RANGE, WorldSettings, find_f0_range
 from speechssl.progress import Advance
 
 CONDITIONS = ("converted", "unconverted", "copy synthesis")
@@ -155,8 +155,15 @@ def measure_quality(spoken: Spoken, judge: QualityJudge) -> tuple[Values, Facts]
     return {"quality": spoken.tell(judge_one)}, Facts()
 
 
-def measure_parallel(spoken: Spoken) -> tuple[Values, Facts]:
-    """mcd, f0_rmse, f0_correlation and ddur beside the target's own recording."""
+def measure_parallel(
+    spoken: Spoken, analysis: WorldSettings | None = None, energy: bool = True
+) -> tuple[Values, Facts]:
+    """mcd, f0_rmse, f0_correlation and ddur beside the target's own recording.
+
+    Args:
+        analysis: None = S3PRL's.
+        energy: whether c0 counts in the MCD.
+    """
     speech = spoken.speech
     rate = speech.common_rate(spoken.conversions)
     reasons: Counter[str] = Counter()
@@ -178,14 +185,17 @@ def measure_parallel(spoken: Spoken) -> tuple[Values, Facts]:
         f0_range = conversion.f0_range or ranges[known]
         found = {}
         for condition, waveform in waveforms.items():
-            found[condition] = compare_recordings(as_array(waveform), reference, rate, f0_range=f0_range)
+            found[condition] = compare_recordings(
+                as_array(waveform), reference, rate, f0_range=f0_range, settings=analysis, energy=energy
+            )
             reasons.update(f"{m} ({condition}): {why}" for m, why in found[condition].undefined.items())
         return found
 
     found = spoken.tell(judge_one)
     values: Values = {name: _each(found, attrgetter(name)) for name in MEASURES}
     notes = [f"No {reason} ({count} lines)." for reason, count in reasons.items()]
-    return values, Facts({"sample_rate": rate}, notes)
+    order = (analysis or WorldSettings()).order
+    return values, Facts({"sample_rate": rate, "mcd_order": order, "mcd_energy": energy}, notes)
 
 
 def _f0_range(speech: Speech, paths: Sequence[Path], rate: int) -> tuple[float, float]:

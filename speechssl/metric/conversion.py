@@ -4,7 +4,7 @@ Metrics
 -------
 * mel-cepstral distortion, MCD, dB: 10 / ln 10 sqrt(2 sum (c - c')^2) of mel-cepstra (`mel_cepstrum`), the mean over
   the path of dynamic time warping between the frames that are louder than 20 dB below the utterance's mean power.
-  c0 counts, as in S3PRL, so that loudness does; `energy=False` leaves it out, as sprocket does.
+  c0 counts, as in S3PRL, so that loudness does; `energy=False` leaves it out, as much other work does.
 * F0 RMSE, Hz, and F0 correlation (Pearson's), over the path between the voiced frames of both.
 * difference of duration, DDUR, s: what is left of both once the silence at their ends (60 dB below the loudest frame)
   is cut. Silence excluded, so that a recording's margins do not count.

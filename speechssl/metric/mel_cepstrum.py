@@ -42,7 +42,7 @@ class WorldSettings:
     """How speech is analysed; the defaults are those of S3PRL's any-to-one conversion, and so of SUPERB-SG."""
 
     order: int = 39
-    """M; sprocket and the challenges before 2020 take 24."""
+    """M; 24 is common too."""
     alpha: float | None = None
     """Of the all-pass; None = the one nearest to the mel scale at the sampling rate, 0.466 at 24 kHz."""
     frame_period: float = 5.0
