@@ -178,6 +178,7 @@ REFUSED = {
     "stray file": ([*CONVERT, "x.wav", "--source", "a.wav", *TARGET], "x.wav has no place"),
     "nothing that converts": (["infer", "voice_conversion", "--source", "a.wav", *TARGET], "Say what converts"),
     "log-mel": ([*CONVERT[:3], "on_mel", "--source", "a.wav", *TARGET], "reads log-mel"),
+    "vocoder by name": ([*CONVERT[:3], "hifigan", "--source", "a.wav", *TARGET], "hifigan reads log-mel"),
     "another upstream": ([*CONVERT[:3], "elsewhere", "--source", "a.wav", *TARGET], "another upstream than 'mfcc'"),
     "no run": (["infer", "gone", "--source", "a.wav", *TARGET], "gone holds no finished run"),
     "two runs": (["infer", "gone", "--run", "b", "--source", "a.wav", *TARGET], "Two runs"),

@@ -15,7 +15,7 @@ from downstreams.voice_conversion.converter import FrameConverter
 from downstreams.voice_conversion.encoder import Encoder, encoder_of_run
 from downstreams.voice_conversion.method import match_pieces
 from downstreams.voice_conversion.task import VoiceConversion
-from downstreams.voice_conversion.vocoders import check_features
+from downstreams.voice_conversion.vocoders import NAMED, check_features, resolve_path
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.forward import Precision
 from speechssl.inference import load_run
@@ -55,8 +55,9 @@ def make_converter(
             "Say what converts: a finished run (`--run RUN` of `speechssl run voice_conversion`), or a vocoder that "
             "reads features (`--vocoder VOCODER`: a folder of `speechssl vocoder`, or kNN-VC's prematch_g_02500000.pt)."
         )
-    loaded = load_vocoder(vocoder, precision=precision)
-    if loaded.source is None:
+    known = str(vocoder) in NAMED and not Path(vocoder).exists()  # none of these reads features
+    loaded = None if known else load_vocoder(resolve_path(vocoder), precision=precision)
+    if loaded is None or loaded.source is None:
         raise ConfigError(
             f"The vocoder {vocoder} reads log-mel, which only the head of a run makes of features: add `--run RUN`, or "
             "give a vocoder that reads features."

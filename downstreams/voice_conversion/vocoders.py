@@ -18,8 +18,13 @@ NAMED = ("hifigan", "griffin_lim", "auto")
 
 def resolve_vocoder(vocoder: str) -> str:
     """A path from the root where it is one, since a run is used from anywhere."""
+    return vocoder if vocoder in NAMED else resolve_path(vocoder)
+
+
+def resolve_path(vocoder: str | Path) -> str:
+    """The same, even where what is there is named as a vocoder is."""
     path = Path(vocoder).expanduser()
-    return str(path.resolve()) if vocoder not in NAMED and path.exists() else vocoder
+    return str(path.resolve()) if path.exists() else str(vocoder)
 
 
 def load_for_run(vocoder: str, *, precision: str) -> Vocoder:
