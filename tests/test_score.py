@@ -132,7 +132,25 @@ def test_distances_are_those_of_the_metric_and_need_no_judge(folder: Path, monke
     for name in ("mcd", "f0_rmse", "f0_correlation", "ddur"):
         value = found.metrics[name]["converted"]
         assert value.value == pytest.approx(getattr(expected, name), rel=1e-9) and value.n == 1
-    assert "1 lines have no 'parallel', such as" in found.notes[0]
+    assert found.notes == (f"1 line without 'parallel', such as {folder / 'list.tsv'}, line 3.",)
+
+
+def test_what_can_not_be_measured_is_said_once_with_its_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "JUDGES", {})
+    for name in ("converted1", "source2"):
+        soundfile.write(folder / f"{name}.wav", np.zeros(RATE), RATE)
+    rows = ("converted1.wav\tsource1.wav", "converted2.wav\tsource2.wav")
+    lines = [f"{row}\tlow1.wav\tparallel.wav\n" for row in rows]
+    (folder / "silent.tsv").write_text("converted\tsource\ttarget\tparallel\n" + "".join(lines))
+    options = ScoreOptions(("mcd", "ddur"), settings={"vocoder": "none"})
+    found = scoring.score([folder / "silent.tsv"], options)
+    every = "mcd, f0_rmse, f0_correlation, ddur"
+    assert found.notes == (
+        f"On 1 line no {every}: the conversion is silent.",
+        f"On 1 line no {every}: the source is silent.",
+    )
+    assert [value.n for value in found.metrics["mcd"].values()] == [1, 1]
+    assert [item["mcd"] is None for item in found.items] == [True, False]
 
 
 def test_a_list_of_json_lines_says_the_same(folder: Path) -> None:

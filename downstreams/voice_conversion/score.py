@@ -22,6 +22,7 @@ from downstreams.voice_conversion.score_list import Conversion, read_conversions
 from downstreams.voice_conversion.score_measures import (
     CONDITIONS,
     Spoken,
+    count_lines,
     measure_parallel,
     measure_quality,
     measure_voices,
@@ -128,13 +129,15 @@ def _choose(conversions: Sequence[Conversion], asked: Sequence[str], path: Path)
     for column, measures in needs.items():
         absent = [c for c in conversions if getattr(c, column) is None]
         explicit = [name for name in asked if name in measures]
+        if asked and not explicit:
+            continue
         if len(absent) == len(conversions):
             if explicit:
                 raise ConfigError(f"`{explicit[0]}` needs the column '{column}', which {path} does not fill.")
             lacking |= set(measures)
             notes.append(f"No {', '.join(measures)}: no line fills the column '{column}'.")
         elif absent:
-            notes.append(f"{len(absent)} lines have no '{column}', such as {absent[0].where.rstrip(',')}.")
+            notes.append(f"{count_lines(len(absent))} without '{column}', such as {absent[0].where.rstrip(',')}.")
     return tuple(name for name in MEASURES if name in (asked or MEASURES) and name not in lacking), notes
 
 

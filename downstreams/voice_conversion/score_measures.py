@@ -98,7 +98,7 @@ def measure_voices(
     found = spoken.tell(judge_one)
     if "copy synthesis" in found and None in found["copy synthesis"]:
         count = found["copy synthesis"].count(None)
-        notes.append(f"{count} lines have too little of the target (one file below 4 s) for an upper anchor.")
+        notes.append(f"On {count_lines(count)} no upper anchor: the target has one file below 4 s.")
     values: Values = {
         f"{prefix}similarity": _each(found, lambda pair: pair[0]),
         f"{prefix}source_similarity": _each(found, lambda pair: pair[1]),
@@ -188,14 +188,22 @@ def measure_parallel(
             found[condition] = compare_recordings(
                 as_array(waveform), reference, rate, f0_range=f0_range, settings=analysis, energy=energy
             )
-            reasons.update(f"{m} ({condition}): {why}" for m, why in found[condition].undefined.items())
+            said = "source" if condition == "unconverted" else condition.replace("converted", "conversion")
+            for why in sorted(set(found[condition].undefined.values())):
+                names = [m for m, reason in found[condition].undefined.items() if reason == why]
+                reasons[f"{', '.join(names)}: {why.replace('conversion', said)}"] += 1
         return found
 
     found = spoken.tell(judge_one)
     values: Values = {name: _each(found, attrgetter(name)) for name in MEASURES}
-    notes = [f"No {reason} ({count} lines)." for reason, count in reasons.items()]
+    notes = [f"On {count_lines(count)} no {reason}." for reason, count in reasons.items()]
     order = (analysis or WorldSettings()).order
     return values, Facts({"sample_rate": rate, "mcd_order": order, "mcd_energy": energy}, notes)
+
+
+def count_lines(count: int) -> str:
+    """'1 line', '2 lines'."""
+    return f"{count} line" if count == 1 else f"{count} lines"
 
 
 def _f0_range(speech: Speech, paths: Sequence[Path], rate: int) -> tuple[float, float]:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 def command(  # noqa: PLR0917  typer calls it by keyword
     task: Annotated[str, typer.Argument(help="Task whose measures are taken, such as voice_conversion.")],
     files: Annotated[list[Path], typer.Argument(help="What it reads: of voice_conversion, a list of conversions.")],
-    out: Annotated[Path | None, typer.Option("--out", "--output", "-o", help="Folder for scores.json and items.tsv.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "--output", "-o", help="Folder for scores.json and items.tsv.")
+    ] = None,
     measure: Annotated[
         list[str] | None,
         typer.Option("--measure", "-m", help="Only these, such as similarity,wer; else all that the files allow."),
@@ -56,6 +58,7 @@ def score_table(module: "ScoreModule", scores: "Scores") -> "Table":
     for name, found in scores.metrics.items():
         measure = module.MEASURES[name]
         cells = [show_value(found[c], measure.unit) if c in found else "" for c in conditions]
-        counts = dict.fromkeys(f"{value.n} {value.unit}" for value in found.values())
-        table.add_row(name, *cells, ", ".join(counts), measure.better)
+        counts = ", ".join(dict.fromkeys(str(value.n) for value in found.values()))
+        unit = next(iter(found.values())).unit
+        table.add_row(name, *cells, f"{counts} {unit}", measure.better)
     return table
