@@ -1,12 +1,24 @@
 """Configuration of the voice conversion task.
 
-Paper: Baas et al. 2023, Voice Conversion With Just Nearest Neighbors, arXiv:2305.18975.
+Paper: Baas et al. 2023, Voice Conversion With Just Nearest Neighbors, arXiv:2305.18975; Huang et al. 2022, S3PRL-VC,
+arXiv:2110.06280.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+from downstreams.voice_conversion.synthesis.config import (
+    ANY_TO_ANY,
+    ANY_TO_ONE,
+    NETWORKS,
+    AdversarialConfig,
+    SynthesisConfig,
+)
+from speechssl.errors import ConfigError
 from speechssl.task import FeatureConfig, TaskConfig, TrainConfig
+
+EXTERNAL = "external"
+"""Label of training utterances that discriminators alone hear."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +36,15 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class VoiceConversionConfig(TaskConfig):
-    """Nearest-neighbour conversion, its training data and its evaluation."""
+    """Conversion, its training data and its evaluation."""
 
+    method: Literal["knn", "synthesis"] = "knn"
+    """'knn' takes the frames of a target whom it need not know; 'synthesis' says the features in the one voice that it
+    was trained on, or in that of an embedding."""
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    """Of 'synthesis'."""
+    target: str | None = None
+    """The one speaker that is converted to; None = those with the most train-split speech, or of the corpus's lists."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=20_000, batch_seconds=120.0, optimizer="adamw", learning_rate=5e-4, warmup_steps=500,
@@ -66,6 +85,30 @@ class VoiceConversionConfig(TaskConfig):
     examples: int = 8
     """Conversions of the test split that are kept as audio."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.any_to_one and self.targets != 1:
+            raise ConfigError(
+                f"`method=synthesis` without `synthesis.network.speaker` learns one voice, but `targets` is "
+                f"{self.targets}: set it to 1, and name the speaker in `target` if you like."
+            )
+        if self.synthesis.adversarial.enabled and not self.any_to_one:
+            raise ConfigError("`synthesis.adversarial` is of any-to-one conversion: set its weights to 0.")
+        layers = self.features.layers
+        if self.synthesis.discretise.clusters and (layers is None or len(layers) != 1):
+            raise ConfigError("`synthesis.discretise` is of one layer: name it, as in `features.layers=[6]`.")
+
+    @property
+    def any_to_one(self) -> bool:
+        """Whether one voice is learned."""
+        return self.method == "synthesis" and self.synthesis.network.speaker == "none"
+
+
+def _one_voice(network: str, **changes: Any) -> VoiceConversionConfig:
+    """S3PRL-VC's any-to-one conversion."""
+    synthesis = SynthesisConfig(NETWORKS[network], **changes)
+    return VoiceConversionConfig(train=ANY_TO_ONE, method="synthesis", synthesis=synthesis, targets=1)
+
 
 PRESETS: dict[str, VoiceConversionConfig] = {
     "voice_conversion": VoiceConversionConfig(),
@@ -83,5 +126,18 @@ PRESETS: dict[str, VoiceConversionConfig] = {
         profile_utterances=6,
         vocoder_precision="bf16",
         examples=6,
+    ),
+    "voice_conversion_a2o_simple": _one_voice("simple"),
+    "voice_conversion_a2o_simple_ar": _one_voice("simple_ar"),
+    "voice_conversion_a2o_taco2_ar": _one_voice("taco2_ar"),
+    # Twice the batch, since half of it is external speech.
+    "voice_conversion_a2o_disentangled": replace(
+        _one_voice("taco2_ar", adversarial=AdversarialConfig(content_weight=0.1, mel_weight=0.1)),
+        train=replace(ANY_TO_ONE, max_batch_size=12),
+    ),
+    "voice_conversion_a2a_taco2_ar": VoiceConversionConfig(
+        train=ANY_TO_ANY,
+        method="synthesis",
+        synthesis=SynthesisConfig(replace(NETWORKS["taco2_ar"], speaker="concat")),
     ),
 }  # fmt: skip

@@ -11,8 +11,8 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from downstreams.voice_conversion.config import VoiceConversionConfig
-from downstreams.voice_conversion.listed import listed_plan, read_lists
+from downstreams.voice_conversion.config import EXTERNAL, VoiceConversionConfig
+from downstreams.voice_conversion.listed import Lines, listed_plan, read_lists
 from downstreams.voice_conversion.plan import SPLITS, Pair, Plan, Target, duration_of, find_parallels, shuffled, take
 from speechssl.data.corpus import Corpus, where_is
 from speechssl.errors import SpeechsslError
@@ -35,11 +35,11 @@ def make_data(corpus: Corpus, config: VoiceConversionConfig) -> TaskData:
         SpeechsslError: the corpus has no sources or no targets of this kind.
     """
     splits = {name: _long_enough(corpus, name) for name in ("train", *SPLITS)}
-    lists = read_lists(corpus)
+    lists = _of_one_target(read_lists(corpus), config)
     plan = _choose_plan(corpus, splits, config) if lists is None else listed_plan(corpus, splits, lists, config)
     plan = replace(plan, parallels=find_parallels(plan, [u for found in splits.values() for u in found]))
     limit = None if config.train_minutes is None else 60.0 * config.train_minutes
-    by_split = {"train": take(shuffled(splits["train"]), limit)}
+    by_split = {"train": take(shuffled(_heard(splits["train"], plan, config)), limit)}
     by_split.update({name: _needed(plan, name) for name in SPLITS})
     return TaskData(by_split, {"plan": plan, "corpus_root": corpus.root, "corpus_fingerprint": corpus.fingerprint})
 
@@ -56,6 +56,38 @@ def _choose_plan(corpus: Corpus, splits: Mapping[str, Sequence[Utterance]], conf
     known = {s: _spoken_by(s, splits["train"], config) for s in speakers}
     counts = {"dev": config.dev_pairs, "test": config.test_pairs}
     return Plan(targets, known, {name: _pairs(sources[name], targets, counts[name]) for name in SPLITS})
+
+
+def _of_one_target(lists: dict[str, Lines] | None, config: VoiceConversionConfig) -> dict[str, Lines] | None:
+    """The listed conversions to the one target, where there is to be one."""
+    if lists is None or not (config.any_to_one or config.target):
+        return lists
+    known = dict.fromkeys(line[2] for line in lists["test"])
+    name = config.target or next(iter(known))
+    if name not in known:
+        raise SpeechsslError(f"Nothing is converted to the `target` '{name}': name one of {', '.join(known)}.")
+    return {split: [line for line in lines if line[2] == name] for split, lines in lists.items()}
+
+
+def _heard(train: Sequence[Utterance], plan: Plan, config: VoiceConversionConfig) -> Sequence[Utterance]:
+    """What the head learns from: everybody; or the one target, and with discriminators everybody else beside.
+
+    What the judge knows the one target's voice by is left out.
+    """
+    if not config.any_to_one:
+        return train
+    (target,) = plan.targets.values()
+    known = {u.id for u in target.profile}
+    own = [u for u in train if u.labels.get("speaker") == target.speaker and u.id not in known]
+    if not own:
+        raise SpeechsslError(
+            f"'train' has no speech of '{target.speaker}' beside the judge's: name another `target`, or lower "
+            "`profile_utterances`."
+        )
+    if not config.synthesis.adversarial.enabled:
+        return own
+    others = [u for u in train if u.labels.get("speaker") != target.speaker]
+    return own + [replace(u, labels={**u.labels, EXTERNAL: True}) for u in others]
 
 
 def _long_enough(corpus: Corpus, split: str) -> list[Utterance]:
@@ -125,6 +157,13 @@ def _targets(
         speaker = utterance.labels.get("speaker")
         if speaker and speaker not in source_speakers:
             by_speaker[str(speaker)].append(utterance)
+    if config.target is not None:
+        if config.target not in by_speaker:
+            raise SpeechsslError(
+                f"'{config.target}' can't be the `target`: 'train' of {root} has no speech of that name, or it is a "
+                f"source's. Name another, such as '{min(by_speaker, default='')}'."
+            )
+        by_speaker = {config.target: by_speaker[config.target]}
     ranked = sorted(by_speaker, key=lambda s: (-round(sum(map(duration_of, by_speaker[s]))), s))
     targets: dict[str, Target] = {}
     for speaker in ranked[: config.targets]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from downstreams.voice_conversion.converter import FrameConverter
 from downstreams.voice_conversion.encoder import Encoder, encoder_of_run
 from downstreams.voice_conversion.method import match_pieces
+from downstreams.voice_conversion.synthesis.method import warn_of_one_voice
 from downstreams.voice_conversion.task import VoiceConversion
 from downstreams.voice_conversion.vocoders import NAMED, check_features, resolve_path
 from speechssl.errors import ConfigError, SpeechsslError
@@ -97,6 +98,7 @@ def _from_run(
             f"The head of {run_folder} was not trained for the log-mel that {vocoder} reads: leave it out."
         )
     head, method = run.probe.head, task.method
+    warn_of_one_voice(config, run.data.extra.get("target"))
 
     def speak(source: Iterable[Tensor], voice: Tensor) -> Iterator[Tensor]:
         return method.pieces(head, source, voice.to(device))

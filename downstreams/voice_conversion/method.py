@@ -31,6 +31,10 @@ class Method(Protocol):
     def build_head(self, size: int, frame_rate: float) -> nn.Module:
         """The network that is trained, for (B, T, size) features at `frame_rate` Hz."""
 
+    def start(self, head: nn.Module, utterances: Sequence[Utterance], mels: Mels) -> None:
+        """Puts into a new head what is computed from the training data and not learned; by default nothing."""
+        del head, utterances, mels
+
     def loss(  # noqa: PLR0917  a batch is that much
         self,
         head: nn.Module,

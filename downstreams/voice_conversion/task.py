@@ -20,16 +20,17 @@ from typing_extensions import override
 from downstreams.voice_conversion import scoring
 from downstreams.voice_conversion.artifacts import Judged, report
 from downstreams.voice_conversion.bounds import load_bounds, read, resample
-from downstreams.voice_conversion.config import VoiceConversionConfig
+from downstreams.voice_conversion.config import EXTERNAL, VoiceConversionConfig
 from downstreams.voice_conversion.data import Plan, Target, make_data
 from downstreams.voice_conversion.judges import SAMPLE_RATE
 from downstreams.voice_conversion.loudness import match_loudness, reference_loudness
 from downstreams.voice_conversion.method import FeatureNeighbours, Method, NearestNeighbours
 from downstreams.voice_conversion.output import write_speech
 from downstreams.voice_conversion.scoring import give_verdict, mean_value, score_metrics
+from downstreams.voice_conversion.synthesis.method import RecognitionSynthesis, warn_of_one_voice
 from downstreams.voice_conversion.vocoders import NAMED, load_for_run, resolve_vocoder, vocoder_key
 from speechssl.data.corpus import Corpus
-from speechssl.errors import SpeechsslError
+from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.result import Evaluation, MetricValue
 from speechssl.task import Task, TaskData
 from speechssl.types import LossOutput, Utterance
@@ -62,7 +63,21 @@ class VoiceConversion(Task):
 
     @override
     def build_head(self, size: int, frame_rate: float, data: TaskData) -> nn.Module:
-        return self.method.build_head(size, frame_rate)
+        head = self.method.build_head(size, frame_rate)
+        if heard := data.splits.get("train"):
+            self.method.start(head, heard, self._mel)
+        return head
+
+    @override
+    def groups(self, data: TaskData) -> Sequence[str] | None:
+        """The target, and with discriminators everybody else, are heard equally often."""
+        kinds = [EXTERNAL if u.labels.get(EXTERNAL) else "target" for u in data.splits["train"]]
+        return kinds if EXTERNAL in kinds else None
+
+    @override
+    def state(self, data: TaskData) -> Mapping[str, Any]:
+        """The name of the one voice that was learned."""
+        return {"target": next(iter(cast(Plan, data.extra["plan"]).targets))} if self.config.any_to_one else {}
 
     @override
     def loss(
@@ -139,6 +154,7 @@ class VoiceConversion(Task):
         if len(utterances) < 2:
             raise SpeechsslError("Conversion needs two files or more: first the source, then speech of the target.")
         source, *voice = utterances
+        warn_of_one_voice(self.config, data.extra.get("target"))
         kept = self.method.voice(head.cpu(), voice, features)
         spoken = self.speak(head, features[source.id].float().cpu(), kept)
         path = folder / "converted.flac"
@@ -170,6 +186,10 @@ class VoiceConversion(Task):
     @cached_property
     def method(self) -> Method:
         """What converts."""
+        if self.config.method == "synthesis":
+            if self.on_features:
+                raise ConfigError(f"`method=synthesis` makes log-mel, which {self.config.vocoder} does not read.")
+            return RecognitionSynthesis(self.config, self.mel)
         if self.on_features:
             return FeatureNeighbours(self.config, self.vocoder)
         return NearestNeighbours(self.config, self.mel)

@@ -67,6 +67,8 @@ class DiscretiseConfig:
     """Of each k-means; () = the features stay as they are."""
     partitions: int = 1
     """Parts that the features are cut into, each with a codebook of its own: product quantization."""
+    folders: tuple[str, ...] = ()
+    """Where a run has the centroids from: one folder of `speechssl cluster` for each of `clusters`."""
     frames: int = 200_000
     """Of the training data that the centroids are fitted to, at most."""
 
