@@ -171,7 +171,7 @@ def test_bad_input_is_a_sentence() -> None:
     voice = _voice(120, 0.5)
     broken = voice.copy()
     broken[100] = np.nan
-    with pytest.raises(SpeechsslError, match="The reference must be finite"):
+    with pytest.raises(SpeechsslError, match="to be compared must be finite"):
         compare_recordings(voice, broken, 16_000, f0_range=RANGE)
     with pytest.raises(SpeechsslError, match="must rise from above 0 to at most 8000 Hz, but is 300 to 70 Hz"):
         compare_recordings(voice, voice, 16_000, f0_range=(300, 70))

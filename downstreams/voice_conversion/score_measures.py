@@ -7,6 +7,7 @@ none. The conditions are `CONDITIONS`; see `score` for what they mean.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from downstreams.voice_conversion.score_list import Conversion
 from downstreams.voice_conversion.score_speech import Speech, as_array
 from downstreams.voice_conversion.score_voices import Voices
 from speechssl.errors import ManifestError
-from speechssl.metric.conversion import MEASURES, compare_recordings
+from speechssl.metric.conversion import MEASURES, Recording, analyse_recording, compare_analysed
 from speechssl.metric.mel_cepstrum import WIDE_RANGE, WorldSettings, find_f0_range
 from speechssl.progress import Advance
 
 CONDITIONS = ("converted", "unconverted", "copy synthesis")
 F0_SECONDS = 60.0
 """Of a target's speech, in which the range of its F0 is looked for."""
+
+ANALYSES = 256
+"""Analyses that stay in memory, some 1 MB each: pairs share sources and recordings of targets."""
 
 Values = dict[str, dict[str, list[Any]]]
 
@@ -169,25 +173,25 @@ def measure_parallel(
     reasons: Counter[str] = Counter()
     ranges: dict[tuple[Path, ...], tuple[float, float]] = {}
 
+    @lru_cache(maxsize=ANALYSES)
+    def analysed(path: Path, condition: str, f0_range: tuple[float, float]) -> Recording:
+        waveform = speech.copy(path, rate) if condition == "copy synthesis" else speech.read(path, rate)
+        return analyse_recording(as_array(waveform), rate, f0_range=f0_range, settings=analysis)
+
     def judge_one(conversion: Conversion) -> dict[str, Any]:
         if conversion.parallel is None:
             return {}
-        reference = as_array(speech.read(conversion.parallel, rate))
         known = (*conversion.targets, conversion.parallel)
         if conversion.f0_range is None and known not in ranges:
             ranges[known] = _f0_range(speech, known, rate)
-        waveforms = {
-            "converted": speech.read(conversion.converted, rate),
-            "unconverted": speech.read(conversion.source, rate),
-        }
+        files = {"converted": conversion.converted, "unconverted": conversion.source}
         if speech.vocoder is not None:
-            waveforms["copy synthesis"] = speech.copy(conversion.parallel, rate)
+            files["copy synthesis"] = conversion.parallel
         f0_range = conversion.f0_range or ranges[known]
+        reference = analysed(conversion.parallel, "parallel", f0_range)
         found = {}
-        for condition, waveform in waveforms.items():
-            found[condition] = compare_recordings(
-                as_array(waveform), reference, rate, f0_range=f0_range, settings=analysis, energy=energy
-            )
+        for condition, path in files.items():
+            found[condition] = compare_analysed(analysed(path, condition, f0_range), reference, energy=energy)
             said = "source" if condition == "unconverted" else condition.replace("converted", "conversion")
             for why in sorted(set(found[condition].undefined.values())):
                 names = [m for m, reason in found[condition].undefined.items() if reason == why]

@@ -59,6 +59,28 @@ class ConversionMeasures:
     """Measure -> why it does not exist here, in a sentence."""
 
 
+@dataclass(frozen=True)
+class Recording:
+    """What is compared of a recording."""
+
+    duration: float | None
+    """Seconds without the silence at the ends; None where nothing can be measured."""
+    analysis: Analysis | None
+    unfit: str = ""
+    """Why nothing can be measured, such as 'is silent'; '' = something can."""
+
+
+def analyse_recording(
+    waveform: Floats, sample_rate: int, *, f0_range: tuple[float, float], settings: WorldSettings | None = None
+) -> Recording:
+    """Analyses a recording once, to be compared with several; arguments as `compare_recordings`."""
+    samples = np.asarray(waveform, dtype=np.float64)
+    unfit = _unfit(samples, sample_rate)
+    if unfit:
+        return Recording(None, None, unfit)
+    return Recording(speech_duration(samples, sample_rate), analyse(samples, sample_rate, f0_range, settings))
+
+
 def compare_recordings(
     converted: Floats,
     reference: Floats,
@@ -81,17 +103,25 @@ def compare_recordings(
     Raises:
         SpeechsslError: samples that are not finite, or `pyworld` is missing.
     """
-    both = {"conversion": np.asarray(converted, np.float64), "reference": np.asarray(reference, np.float64)}
-    for name, samples in both.items():
-        why = _unfit(name, samples, sample_rate)
-        if why:
-            return ConversionMeasures(undefined=dict.fromkeys(MEASURES, why))
-    first, second = (analyse(samples, sample_rate, f0_range, settings) for samples in both.values())
+    first, second = (
+        analyse_recording(samples, sample_rate, f0_range=f0_range, settings=settings)
+        for samples in (converted, reference)
+    )
+    return compare_analysed(first, second, energy=energy)
+
+
+def compare_analysed(converted: Recording, reference: Recording, *, energy: bool = True) -> ConversionMeasures:
+    """As `compare_recordings`, of what was analysed with one sampling rate, range of F0 and settings."""
+    for name, recording in (("conversion", converted), ("reference", reference)):
+        if recording.unfit:
+            return ConversionMeasures(undefined=dict.fromkeys(MEASURES, f"the {name} {recording.unfit}"))
+    first, second = converted.analysis, reference.analysis
+    if first is None or second is None or converted.duration is None or reference.duration is None:
+        raise SpeechsslError("A recording to be compared must be analysed, or say in `unfit` why it can't be.")
     undefined: dict[str, str] = {}
     mcd = _distortion(first, second, energy, undefined)
     f0_rmse, f0_correlation = _compare_f0(first, second, undefined)
-    ddur = abs(speech_duration(both["conversion"], sample_rate) - speech_duration(both["reference"], sample_rate))
-    return ConversionMeasures(mcd, f0_rmse, f0_correlation, ddur, undefined)
+    return ConversionMeasures(mcd, f0_rmse, f0_correlation, abs(converted.duration - reference.duration), undefined)
 
 
 def mel_cepstral_distortion(first: Floats, second: Floats) -> Floats:
@@ -108,14 +138,14 @@ def speech_duration(waveform: Floats, sample_rate: int) -> float:
     return len(trimmed) / sample_rate
 
 
-def _unfit(name: str, samples: Floats, sample_rate: int) -> str:
+def _unfit(samples: Floats, sample_rate: int) -> str:
     """Why nothing can be measured on a recording; '' = something can."""
     if not np.isfinite(samples).all():
-        raise SpeechsslError(f"The {name} must be finite, but has samples that are NaN or infinite.")
+        raise SpeechsslError("A recording to be compared must be finite, but has samples that are NaN or infinite.")
     if samples.size < LEAST_SECONDS * sample_rate:
-        return f"the {name} is shorter than {LEAST_SECONDS} s"
+        return f"is shorter than {LEAST_SECONDS} s"
     if np.abs(samples).max() < SILENT:
-        return f"the {name} is silent"
+        return "is silent"
     return ""
 
 
