@@ -3,7 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from downstreams.deepfake_detection.backends.config import AasistConfig
 from speechssl.task import FeatureConfig, TaskConfig, TrainConfig
+
+Kind = Literal["statistics", "aasist"]
+"""'statistics': convolution, attentive statistics over time, two layers. 'aasist': graph attention."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,13 @@ class SpoofConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The classifier behind the weighted sum (see head.py)."""
+    """The classifier of the features; the sizes of 'statistics' are here (see head.py), those of the others below."""
 
+    kind: Kind = "statistics"
+    window: float | None = None
+    """Seconds that a published network hears of each utterance: the first ones, repeated where there are fewer. None =
+    all of it. Published systems cut and repeat waveforms, to 64,600 samples or 4.0375 s; here it is their frames."""
+    aasist: AasistConfig = field(default_factory=AasistConfig)
     width: int = 128
     kernel: int = 3
     """Frames that the first layer sees at once."""
@@ -90,5 +99,16 @@ PRESETS = {
         features=FeatureConfig(normalize=True),
         spoof=_DEMO_SPOOF,
         head=HeadConfig(width=64, attention=32, standardise=True),
+    ),
+}
+HEADS = {
+    "statistics": ("head.kind=statistics",),
+    "asp_mlp": ("head.kind=statistics", "head.kernel=1"),
+    "aasist": ("head.kind=aasist",),
+    "aasist_l": (
+        "head.kind=aasist",
+        "head.aasist.channels=[32,24]",
+        "head.aasist.widths=[24,32]",
+        "head.aasist.ratios=[0.4,0.5,0.7,0.5]",
     ),
 }

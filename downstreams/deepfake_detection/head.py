@@ -1,13 +1,39 @@
-"""The light classifier on frozen features: attentive statistics over time, then a small network.
+"""What all heads share, and the light one: attentive statistics over time, then a small network.
 
 B batch, T frames, D width of the features, H width of the head.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from speechssl.head.standardise import Standardise
 from speechssl.lengths import lengths_to_padding_mask
+
+
+class Detector(nn.Module, ABC):
+    """Tells spoofed speech from bona fide."""
+
+    threshold: Tensor
+    """Scores above it count as real speech: the equal-error threshold on dev, which travels with the checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("threshold", torch.zeros(()))
+
+    @abstractmethod
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """Logits of spoofed (0) and bona fide (1).
+
+        Args:
+            features: (B, T, D), 0 beyond `lengths`.
+            lengths: valid frames, (B,) int64, 1 or more.
+
+        Returns:
+            (B, 2).
+        """
 
 
 class AttentiveStatistics(nn.Module):
@@ -29,14 +55,11 @@ class AttentiveStatistics(nn.Module):
         return torch.cat([mean, variance.clamp(min=1e-6).sqrt()], dim=1)  # (B, 2 H)
 
 
-class DetectionHead(nn.Module):
+class DetectionHead(Detector):
     """Convolution, attentive statistics, two-layer classifier; class 1 is bona fide.
 
     The convolution lets the statistics be those of movements between frames: vocoders smooth them, or make them jump.
     """
-
-    threshold: Tensor
-    """Scores above it count as real speech: the equal-error threshold on dev, which travels with the checkpoint."""
 
     def __init__(
         self,
@@ -66,18 +89,9 @@ class DetectionHead(nn.Module):
         self.classify = nn.Sequential(
             nn.Dropout(dropout), nn.Linear(2 * width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 2)
         )
-        self.register_buffer("threshold", torch.zeros(()))
 
+    @override
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Logits of spoofed (0) and bona fide (1).
-
-        Args:
-            features: (B, T, D).
-            lengths: valid frames, (B,) int64.
-
-        Returns:
-            (B, 2).
-        """
         # Frames beyond `lengths` are 0, as the convolution's own padding is: batch = single.
         padding = lengths_to_padding_mask(lengths, features.size(1))[:, :, None]  # (B, T, 1)
         if self.center:

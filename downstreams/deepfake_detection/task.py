@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from downstreams.deepfake_detection import measure
+from downstreams.deepfake_detection.backends.build import build_detector
 from downstreams.deepfake_detection.conditioning import SAMPLE_RATE, windows
 from downstreams.deepfake_detection.config import DeepfakeConfig
 from downstreams.deepfake_detection.data import prepare_set
-from downstreams.deepfake_detection.head import DetectionHead
+from downstreams.deepfake_detection.head import Detector
 from downstreams.deepfake_detection.plan import BONA_FIDE, SPLITS
 from speechssl.audio import read_audio
 from speechssl.data.corpus import Corpus
@@ -52,16 +53,7 @@ class DeepfakeDetection(Task):
 
     @override
     def build_head(self, size: int, frame_rate: float, data: TaskData) -> nn.Module:
-        head = self.config.head
-        return DetectionHead(
-            size,
-            width=head.width,
-            kernel=head.kernel,
-            attention=head.attention,
-            dropout=head.dropout,
-            center=head.center,
-            standardise=head.standardise,
-        )
+        return build_detector(self.config, size, frame_rate=frame_rate)
 
     @override
     def loss(
@@ -188,9 +180,9 @@ class DeepfakeDetection(Task):
         return Evaluation(metrics, breakdown, {"scores": "scores.tsv"})
 
 
-def _detection_head(head: nn.Module) -> DetectionHead:
-    if not isinstance(head, DetectionHead):
-        raise SpeechsslError(f"`head` must be a DetectionHead, but is {type(head).__name__}.")
+def _detection_head(head: nn.Module) -> Detector:
+    if not isinstance(head, Detector):
+        raise SpeechsslError(f"`head` must be a Detector, but is {type(head).__name__}.")
     return head
 
 
