@@ -207,6 +207,8 @@ def test_evaluation_reports_conversions_beside_their_bounds(tiny_corpus: Path, t
     conditions = test.breakdown["similarity by condition"]
     assert list(conditions) == ["unconverted", "converted", "copy synthesis"]
     assert conditions["converted"] == test.metrics["similarity"]
+    nearer = test.breakdown["nearer_target by condition"]
+    assert nearer["converted"] == test.metrics["nearer_target"] and nearer["unconverted"].value == 0.0
     assert conditions["converted"].value > conditions["unconverted"].value  # the target's frames are what is heard
     assert set(test.breakdown["score by target"]) == {p.target for p in plan.pairs["test"]}
     lines = (tmp_path / test.files["pairs"]).read_text().splitlines()

@@ -20,7 +20,7 @@ from torch import Tensor
 from downstreams.voice_conversion.data import Pair, Plan
 from downstreams.voice_conversion.judges import SAMPLE_RATE
 from downstreams.voice_conversion.output import write_speech
-from downstreams.voice_conversion.scoring import Judges, Verdict, judge_voice
+from downstreams.voice_conversion.scoring import Judges, Verdict, similarities
 from speechssl.audio import read_audio
 from speechssl.files import replacing
 from speechssl.metric.detection import equal_error_rate
@@ -69,7 +69,7 @@ def load_bounds(
         frames: of the test split's utterances, for a vocoder on features.
         judged: whether there are to be verdicts; without, `vocoder` and `frames` take no part.
     """
-    path = folder / ("bounds.json" if judged else "voices.json")
+    path = folder / ("bounds_2.json" if judged else "voices.json")  # the first form knew less
     folder.mkdir(parents=True, exist_ok=True)
     # Runs side by side want the same bounds: one computes, the others wait.
     with FileLock(folder / ".lock"):
@@ -152,13 +152,18 @@ def _judge_bounds(
     copy_quality = {k: judges.quality.score(w) for k, w in voices.items()}
     texts = {k: judges.word.normalize(str(u.labels["text"])) for k, u in speech.items()}
 
+    def verdict_on(waveform: Tensor, pair: Pair, said: str, opinion: float) -> Verdict:
+        found = similarities(waveform, profiles, judges.speaker)
+        identified = found[pair.target] >= max(found.values())
+        nearness = found[str(pair.source.labels["speaker"])]
+        return Verdict(found[pair.target], identified, texts[pair.source.id], said, opinion, nearness)
+
     def unconverted(pair: Pair) -> Verdict:
-        voice = judge_voice(real[pair.source.id], pair.target, profiles, judges.speaker)
-        return Verdict(*voice, texts[pair.source.id], heard[0][pair.source.id], quality[pair.source.id])
+        name = pair.source.id
+        return verdict_on(real[name], pair, heard[0][name], quality[name])
 
     def copy(pair: Pair) -> Verdict:
-        voice = judge_voice(voices[pair.target], pair.target, profiles, judges.speaker)
-        return Verdict(*voice, texts[pair.source.id], heard[1][pair.source.id], copy_quality[pair.target])
+        return verdict_on(voices[pair.target], pair, heard[1][pair.source.id], copy_quality[pair.target])
 
     judged = zip(CONDITIONS, (unconverted, copy), strict=True)
     return {name: {p.id: verdict(p) for p in pairs} for name, verdict in judged}

@@ -129,12 +129,14 @@ class VoiceConversion(Task):
                 str(pair.source.labels["text"]),
                 judges,
                 quality=split == "test",
+                source=str(pair.source.labels["speaker"]),
             )
             for pair, waveform in zip(plan.pairs[split], waveforms, strict=True)
         ]
         metrics = {**score_metrics(verdicts, bounds.threshold), **metrics}
         if split != "test":
             return Evaluation(metrics)
+        metrics |= scoring.parallel_metrics(plan, split, waveforms, self.mel.sample_rate)
         return report(metrics, Judged(plan, verdicts, waveforms, bounds, kept, self.vocoder), self.config, folder)
 
     @override
