@@ -81,6 +81,63 @@ def sinc_filters(channels: int, kernel: int = 129, rate: float = 16_000) -> Floa
     return np.array(rows)
 
 
+def conv1d(x: Floats, weight: Floats, bias: Floats, dilation: int) -> Floats:
+    """(C, T) -> (C', T), zeros beyond both ends."""
+    reach = weight.shape[2] // 2
+    out = np.tile(bias[:, None], (1, x.shape[1]))
+    for t in range(x.shape[1]):
+        for k in range(weight.shape[2]):
+            at = t + (k - reach) * dilation
+            if 0 <= at < x.shape[1]:
+                out[:, t] += weight[:, :, k] @ x[:, at]
+    return out
+
+
+class SlowSls(Slow):
+    def features(self, x: Floats, window: int) -> Floats:
+        """(T, D) -> logits."""
+        x = np.stack([x[t % len(x)] for t in range(window)])
+        x = selu(self.norm("norm", x[None], 0))[0]
+        x = pool_frames(pool_frames(x, 3, 0), 3, 1)
+        return selu(self.linear("output", selu(self.linear("hidden", x.reshape(-1)))))
+
+
+class SlowNes2Net(Slow):
+    """By our names."""
+
+    def conv(self, name: str, x: Floats, dilation: int = 1) -> Floats:
+        return conv1d(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], dilation)
+
+    def features(self, x: Floats, groups: tuple[int, int], dilation: int) -> Floats:
+        """(T, D) -> logits."""
+        x = np.pad(x.T, ((0, -x.shape[1] % groups[0]), (0, 0)))
+        parts = np.split(x, groups[0])
+        for i in range(groups[0] - 1):
+            before = parts[i - 1] if i else 0.0
+            found = self.block(f"blocks.{i}", parts[i] + before, groups[1], dilation)
+            parts[i] = self.norm(f"norms.{i}", np.maximum(found, 0), 0)
+        states = np.maximum(self.norm("last_norm", np.concatenate(parts), 0), 0)
+        return self.linear("output", states.mean(1))
+
+    def block(self, name: str, x: Floats, groups: int, dilation: int) -> Floats:
+        parts = np.split(self.norm(f"{name}.enter_norm", np.maximum(self.conv(f"{name}.enter", x), 0), 0), groups)
+        out = list(parts)
+        carried = [parts[-1]]
+        for i in range(groups - 1):
+            shares = self.weights.get(f"{name}.shares.{i}")
+            heard = [parts[i] + (out[i - 1] if i else 0.0)] if shares is None else [*carried, parts[i]]
+            for k, one in enumerate(heard):
+                convolved = np.maximum(self.conv(f"{name}.convs.{i}", one, dilation), 0)
+                heard[k] = self.norm(f"{name}.norms.{i}", convolved, 0)
+            carried = heard
+            out[i] = heard[0] if shares is None else sum((s * h for s, h in zip(shares, heard, strict=True)), 0 * x[:1])
+        found = np.maximum(self.conv(f"{name}.leave", np.concatenate(out)), 0)
+        found = self.norm(f"{name}.leave_norm", found, 0)
+        hidden = np.maximum(self.linear(f"{name}.squeeze", found.mean(1)), 0)
+        gated: Floats = found * sigmoid(self.linear(f"{name}.excite", hidden))[:, None] + x
+        return gated
+
+
 class SlowAasist(Slow):
     """`official=False` uses the pre-activation of the blocks and the fourth ratio."""
 

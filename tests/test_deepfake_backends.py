@@ -1,26 +1,37 @@
 """Published back-ends of deepfake detection: their sizes, their numbers, and that padding takes no part in them."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from deepfake_reference import SlowAasist, sinc_filters
+from deepfake_reference import SlowAasist, SlowNes2Net, SlowSls, sinc_filters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from downstreams.deepfake_detection.backends.aasist import Aasist, RawAasist
 from downstreams.deepfake_detection.backends.aasist_names import load_official, official_name, read_official
 from downstreams.deepfake_detection.backends.build import build_detector
-from downstreams.deepfake_detection.backends.config import RAW_AASIST, RAW_AASIST_L, AasistConfig
+from downstreams.deepfake_detection.backends.config import (
+    RAW_AASIST,
+    RAW_AASIST_L,
+    AasistConfig,
+    Nes2NetConfig,
+    SlsConfig,
+)
 from downstreams.deepfake_detection.backends.graph import GraphPool
+from downstreams.deepfake_detection.backends.nes2net import Nes2Net
+from downstreams.deepfake_detection.backends.sls import Sls
 from downstreams.deepfake_detection.backends.window import fit_frames
 from downstreams.deepfake_detection.config import HEADS, PRESETS
 from downstreams.deepfake_detection.head import Detector
 from speechssl.config import load_config
 from speechssl.errors import AudioError, ConfigError, SpeechsslError
+from speechssl.featurizer.build import build_featurizer
 from speechssl.frontend.sinc import sinc_filters as our_filters
+from speechssl.task import FeatureConfig
 
 TINY = AasistConfig(projected=12, channels=(3, 5), widths=(4, 6), ratios=(0.6, 0.7, 0.5, 0.9))
 SINC = AasistConfig(front="sinc", channels=(3, 5), widths=(4, 6), ratios=(0.6, 0.7, 0.5, 0.9))
@@ -65,6 +76,13 @@ def test_the_networks_have_as_many_parameters_as_published() -> None:
         assert count(RawAasist(RAW_AASIST)) == 297_866
         assert count(RawAasist(RAW_AASIST_L)) == 85_306
         assert round(count(Aasist(1024, config=AasistConfig())) / 1e3) == 447
+        gates = build_featurizer(FeatureConfig(interface="gated_sum"), 24, 1024)
+        sls = Sls(1024, config=SlsConfig(), window=201)
+        assert sls.hidden.in_features == 22_847
+        assert round((count(sls) + count(gates)) / 1e3) == 23_399
+        plain, extended = (Nes2Net(1024, config=Nes2NetConfig(extended=extended)) for extended in (False, True))
+        assert (count(plain), count(extended)) == (511_794, 512_039)  # by hand from the layers of the published code
+        assert round((count(extended) - 1025) / 1e3) == 511  # published, with one output
 
 
 def test_the_filters_are_those_of_the_formula() -> None:
@@ -102,6 +120,49 @@ def test_aasist_on_waveforms_in_a_padded_batch_is_the_slow_reference(official: b
         )
     with pytest.raises(AudioError, match="131 samples"):
         network(waveform, torch.tensor([9_000, 130]))
+
+
+def test_sls_in_a_padded_batch_is_the_slow_reference() -> None:
+    network = drawn(Sls(7, config=SlsConfig(hidden=6), window=20))
+    x, lengths = batch(7)
+    found = network(x, lengths).detach()
+    reference = SlowSls(network.state_dict())
+    for row, length in enumerate(LENGTHS):
+        expected = reference.features(x[row, :length].double().numpy(), 20)
+        np.testing.assert_allclose(found[row], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_nes2net_in_a_padded_batch_is_the_slow_reference(extended: bool) -> None:
+    config = Nes2NetConfig(extended=extended, groups=(3, 4), squeeze=2)
+    network = drawn(Nes2Net(22, config=config))  # groups of 8, the last with zeros
+    x, lengths = batch(22)
+    found = network(x, lengths).detach()
+    reference = SlowNes2Net(network.state_dict())
+    for row, length in enumerate(LENGTHS):
+        expected = reference.features(x[row, :length].double().numpy(), (3, 4), 2)
+        np.testing.assert_allclose(found[row], expected, atol=1e-5, rtol=0)
+
+
+def test_each_utterance_gates_its_layers_by_their_means() -> None:
+    interface = build_featurizer(FeatureConfig(interface="gated_sum"), 3, 5)
+    drawn(interface, 0.8)
+    x, lengths = batch(5)
+    layers = torch.stack((x, 2 * x - x**2, x**2))
+    found = interface(layers, lengths)
+    (weight,), (bias,) = (value.tolist() for value in interface.state_dict().values())
+    for row, length in enumerate(LENGTHS):
+        expected = torch.zeros(length, 5)
+        for layer in layers[:, row, :length]:
+            mean = [float(layer[:, d].sum()) / length for d in range(5)]
+            score = sum(w * m for w, m in zip(weight, mean, strict=True)) + bias
+            expected += layer / (1 + math.exp(-score))
+        torch.testing.assert_close(found[row, :length], expected, atol=1e-5, rtol=0)
+        assert not found[row, length:].any()
+        alone = interface(layers[:, row, :length])  # as `infer` joins them
+        torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
+    with pytest.raises(ConfigError, match="pooling=none"):
+        FeatureConfig(interface="gated_sum", pooling="mean")
 
 
 def test_public_weights_are_loaded_by_their_names(tmp_path: Path) -> None:
@@ -156,6 +217,8 @@ def test_a_window_repeats_what_is_short_and_cuts_what_is_long() -> None:
 SMALL: dict[str, tuple[str, ...]] = {
     "statistics": ("head.width=6", "head.attention=4"),
     "aasist": ("head.aasist.projected=12", "head.aasist.channels=[3,5]", "head.aasist.widths=[4,6]"),
+    "sls": ("head.sls.hidden=6", "head.window=0.5"),
+    "nes2net": ("head.nes2net.groups=[3,2]",),
 }
 
 
@@ -198,6 +261,8 @@ def test_training_does_not_depend_on_padding_and_reaches_the_weights(head: str) 
 def test_settings_that_do_not_fit_are_refused() -> None:
     cases: list[tuple[Callable[[], object], str]] = [
         (lambda: small("aasist", "head.aasist.front=sinc"), "features.normalize=false"),
+        (lambda: small("sls", "head.window=null"), "one input for 3 frames"),
+        (lambda: small("nes2net", "head.nes2net.kernel=2"), "an odd kernel"),
         (lambda: small("aasist", "head.window=0.001"), "`head.window` must hold a frame"),
         (lambda: small("aasist", "head.aasist.ratios=[0.5,0.5,1.5,0.5]"), "must lie in"),
     ]

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from downstreams.deepfake_detection.backends.config import AasistConfig
+from downstreams.deepfake_detection.backends.config import AasistConfig, Nes2NetConfig, SlsConfig
 from speechssl.task import FeatureConfig, TaskConfig, TrainConfig
 
-Kind = Literal["statistics", "aasist"]
-"""'statistics': convolution, attentive statistics over time, two layers. 'aasist': graph attention."""
+Kind = Literal["statistics", "aasist", "sls", "nes2net"]
+"""'statistics': convolution, attentive statistics over time, two layers. 'aasist': graph attention. 'sls': two layers
+over a window of pooled frames, made for `features.interface=gated_sum`. 'nes2net': nested Res2Nets."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class HeadConfig:
     """Seconds that a published network hears of each utterance: the first ones, repeated where there are fewer. None =
     all of it. Published systems cut and repeat waveforms, to 64,600 samples or 4.0375 s; here it is their frames."""
     aasist: AasistConfig = field(default_factory=AasistConfig)
+    sls: SlsConfig = field(default_factory=SlsConfig)
+    nes2net: Nes2NetConfig = field(default_factory=Nes2NetConfig)
     width: int = 128
     kernel: int = 3
     """Frames that the first layer sees at once."""
@@ -111,4 +114,7 @@ HEADS = {
         "head.aasist.widths=[24,32]",
         "head.aasist.ratios=[0.4,0.5,0.7,0.5]",
     ),
+    "sls": ("head.kind=sls", "head.window=4.0375", "features.interface=gated_sum"),
+    "nes2net": ("head.kind=nes2net",),
+    "nes2net_x": ("head.kind=nes2net", "head.nes2net.extended=true"),
 }

@@ -4,6 +4,7 @@ from speechssl.errors import ConfigError
 from speechssl.featurizer.attention import LayerAttention
 from speechssl.featurizer.concat import Concat
 from speechssl.featurizer.config import FeatureConfig
+from speechssl.featurizer.gated_sum import GatedSum
 from speechssl.featurizer.hierarchical_conv import HierarchicalConv
 from speechssl.featurizer.interface import Interface
 from speechssl.featurizer.two_sums import TwoSums
@@ -33,4 +34,6 @@ def build_featurizer(config: FeatureConfig, num_layers: int, size: int) -> Inter
         return HierarchicalConv(num_layers, size, normalize=config.normalize)
     if config.interface == "attention":
         return LayerAttention(num_layers, size, normalize=config.normalize)
+    if config.interface == "gated_sum":
+        return GatedSum(num_layers, size, normalize=config.normalize)
     return WeightedSum(num_layers, size, normalize=config.normalize)

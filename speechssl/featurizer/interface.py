@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from speechssl.errors import SpeechsslError
 from speechssl.lengths import lengths_to_padding_mask
 
-Kind = Literal["weighted_sum", "single", "two_sums", "concat", "hierarchical_conv", "attention"]
+Kind = Literal["weighted_sum", "single", "two_sums", "concat", "hierarchical_conv", "attention", "gated_sum"]
 """'weighted_sum' is SUPERB's: one learned weight per layer. 'single': one layer as it is. 'two_sums': two weighted
 sums side by side. 'concat': layers side by side. 'hierarchical_conv': convolutions over the layers. 'attention':
-weights of the layers that differ from frame to frame."""
-NEEDS_FRAMES: frozenset[Kind] = frozenset({"hierarchical_conv", "attention"})
+weights of the layers that differ from frame to frame. 'gated_sum': gates of the layers, read off their means."""
+NEEDS_FRAMES: frozenset[Kind] = frozenset({"hierarchical_conv", "attention", "gated_sum"})
 """The others are linear, so that they commute with the mean over time."""
 LEARNS_WEIGHTS: frozenset[Kind] = frozenset({"weighted_sum", "single", "two_sums"})
 """Those whose parameters are nothing but weights of layers."""

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from downstreams.deepfake_detection.backends.config import AasistConfig
 from downstreams.deepfake_detection.backends.graph import GraphAttention, GraphPool, HeterogeneousAttention
+from downstreams.deepfake_detection.backends.norm import inside_maps, map_norm
 from downstreams.deepfake_detection.backends.window import fit_frames
 from downstreams.deepfake_detection.head import Detector
 from speechssl.errors import AudioError
@@ -63,7 +64,7 @@ class Aasist(Detector):
             states = F.max_pool1d(states.transpose(1, 2), POOL).transpose(1, 2)  # (B, T/3, F)
             lengths = lengths // POOL
         maps = states.transpose(1, 2)[:, None]  # (B, 1, F, T)
-        maps = F.selu(_map_norm(self.first_norm, maps, _inside(lengths, maps)))
+        maps = F.selu(map_norm(self.first_norm, maps, inside_maps(lengths, maps)))
         for block in self.blocks:
             maps, lengths = block(maps, lengths)
         if self.reader is not None:
@@ -121,18 +122,18 @@ class _ResidualBlock(nn.Module):
 
     def forward(self, maps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, F, T), 0 beyond the valid frames (B,) -> the same with fewer frames."""
-        inside = _inside(lengths, maps)
+        inside = inside_maps(lengths, maps)
         found = maps
         # The published code computes this, too, but convolves the input itself: its weights expect that.
         if self.norm1 is not None and not self.official:
-            found = F.selu(_map_norm(self.norm1, found, inside))
-        found = self.conv2(F.selu(_map_norm(self.norm2, self.conv1(found), inside)))
+            found = F.selu(map_norm(self.norm1, found, inside))
+        found = self.conv2(F.selu(map_norm(self.norm2, self.conv1(found), inside)))
         maps = (found + (maps if self.shortcut is None else self.shortcut(maps))) * inside
         if not self.pools:
             return maps, lengths
         lengths = lengths // POOL
         maps = F.max_pool2d(maps, (1, POOL))
-        return maps * _inside(lengths, maps), lengths
+        return maps * inside_maps(lengths, maps), lengths
 
 
 class _AttentiveReader(nn.Module):
@@ -147,9 +148,9 @@ class _AttentiveReader(nn.Module):
 
     def forward(self, maps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, F, T) -> (B, C, F) and (B, C, T)."""
-        inside = _inside(lengths, maps)
-        maps = F.selu(_map_norm(self.norm, maps, inside))
-        scores = self.leave(_map_norm(self.hidden_norm, F.selu(self.enter(maps)), inside))
+        inside = inside_maps(lengths, maps)
+        maps = F.selu(map_norm(self.norm, maps, inside))
+        scores = self.leave(map_norm(self.hidden_norm, F.selu(self.enter(maps)), inside))
         over_time = scores.masked_fill(~inside, -torch.inf).softmax(dim=3)
         return (maps * over_time).sum(dim=3), (maps * scores.softmax(dim=2)).sum(dim=2)
 
@@ -215,18 +216,3 @@ class _Branch(nn.Module):
         states = (part + more for part, more in zip((temporal, spectral, master), added, strict=True))
         temporal, spectral, master = (self.dropout(part) for part in states)
         return temporal, spectral, master, of_temporal
-
-
-def _inside(lengths: Tensor, maps: Tensor) -> Tensor:
-    """Valid frames of maps (B, C, F, T), (B, 1, 1, T) bool."""
-    return ~lengths_to_padding_mask(lengths, maps.size(3))[:, None, None]
-
-
-def _map_norm(norm: nn.BatchNorm1d, maps: Tensor, inside: Tensor) -> Tensor:
-    """Batch norm of the channels of (B, C, F, T) over bands and valid frames (B, 1, 1, T); 0 beyond them."""
-    if not norm.training or bool(inside.all()):
-        return norm(maps.flatten(2)).view_as(maps) * inside  # type: ignore[no-any-return]  # nn.Module returns Any
-    frames = maps.permute(0, 3, 1, 2)  # (B, T, C, F)
-    valid = inside[:, 0, 0]  # (B, T)
-    normed = norm(frames[valid]).to(frames.dtype)
-    return torch.zeros_like(frames).masked_scatter(valid[:, :, None, None], normed).permute(0, 2, 3, 1)

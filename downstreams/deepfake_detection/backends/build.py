@@ -1,6 +1,8 @@
 """Makes the detector that a config names."""
 
+from downstreams.deepfake_detection.backends import sls
 from downstreams.deepfake_detection.backends.aasist import Aasist
+from downstreams.deepfake_detection.backends.nes2net import Nes2Net
 from downstreams.deepfake_detection.backends.window import window_frames
 from downstreams.deepfake_detection.config import DeepfakeConfig
 from downstreams.deepfake_detection.head import DetectionHead, Detector
@@ -25,6 +27,15 @@ def build_detector(config: DeepfakeConfig, size: int, *, frame_rate: float) -> D
                 "`head.aasist.front=sinc` takes the filters' output as it is: set `features.normalize=false`."
             )
         return Aasist(size, config=head.aasist, window=window)
+    if head.kind == "nes2net":
+        return Nes2Net(size, config=head.nes2net, window=window)
+    if head.kind == "sls":
+        if window is None or window < sls.POOL or size < sls.POOL:
+            raise ConfigError(
+                f"`head.kind=sls` has one input for {sls.POOL} frames of its window by {sls.POOL} dimensions: set "
+                "`head.window`, as in `head.window=4.0375`."
+            )
+        return sls.Sls(size, config=head.sls, window=window)
     return DetectionHead(
         size,
         width=head.width,

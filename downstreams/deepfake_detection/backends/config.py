@@ -41,3 +41,32 @@ RAW_AASIST = AasistConfig(front="sinc", ratios=(0.5, 0.7, 0.5, 0.5))
 """`config/AASIST.conf` of the official code: 297,866 numbers."""
 RAW_AASIST_L = AasistConfig(front="sinc", channels=(32, 24), widths=(24, 32), ratios=(0.4, 0.5, 0.7, 0.5))
 """`config/AASIST-L.conf`: 85,306 numbers."""
+
+
+@dataclass(frozen=True)
+class SlsConfig:
+    """The classifier of SLS; with 1024 dimensions and a window of 201 frames it has 23.4 million numbers."""
+
+    hidden: int = 1024
+
+
+@dataclass(frozen=True)
+class Nes2NetConfig:
+    """Nes2Net; the defaults are those of its code for ASVspoof (511,794 numbers from 1024 dimensions)."""
+
+    extended: bool = False
+    """Nes2Net-X; 245 numbers more."""
+    groups: tuple[int, int] = (8, 8)
+    """Outer and inner ones."""
+    kernel: int = 3
+    """Frames; odd."""
+    dilation: int = 2
+    squeeze: int = 1
+    """How many times narrower excitation is inside."""
+
+    def __post_init__(self) -> None:
+        if min(self.groups) < 2 or self.kernel % 2 == 0 or self.dilation < 1 or self.squeeze < 1:
+            raise ConfigError(
+                f"`nes2net` must have 2 groups or more, an odd kernel, and dilation and squeeze of 1 or more, but has "
+                f"{list(self.groups)}, {self.kernel}, {self.dilation} and {self.squeeze}."
+            )
