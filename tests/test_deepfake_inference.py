@@ -12,8 +12,11 @@ import torch
 from downstreams.deepfake_detection.conditioning import MARGIN, windows
 from downstreams.deepfake_detection.config import PRESETS, ConditioningConfig, SplitSize, SpoofConfig
 from downstreams.deepfake_detection.data import prepare_set
+from downstreams.voice_conversion import artifacts
+from downstreams.voice_conversion.config import PRESETS as CONVERSION
+from downstreams.voice_conversion.task import VoiceConversion
 from speechssl.data.corpus import open_corpus
-from speechssl.errors import AudioError
+from speechssl.errors import AudioError, ManifestError
 from speechssl.inference import infer
 from speechssl.jobs import RunOptions
 from speechssl.runner import run
@@ -97,3 +100,22 @@ def test_stretches_cover_a_recording_and_have_the_common_form() -> None:
     for _, stretch in found:
         assert stretch.numel() == 9_600
         assert 10 * float(stretch.square().mean().log10()) == pytest.approx(-26.0, abs=0.01)
+
+
+def test_a_detector_is_asked_about_the_examples_of_another_run(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "audio").mkdir()
+    example = {"title": "two buzzes"}
+    for number, clip in enumerate(artifacts.CLIPS):
+        example[clip] = f"audio/{clip}.flac"
+        soundfile.write(tmp_path / example[clip], _tones(1.0 + 0.2 * number).numpy(), RATE)
+    (found,) = artifacts.detect([example], str(trained), tmp_path)
+    alone = infer(trained, [tmp_path / example["converted"]])[str(tmp_path / example["converted"])]
+    assert found["converted_detector"].startswith(f"{alone['verdict']}: {alone['score']:.2f}, ")
+    assert {k for k in found if k.endswith("_detector")} == {f"{clip}_detector" for clip in artifacts.CLIPS}
+    assert {k: found[k] for k in example} == example
+
+
+def test_a_detector_that_is_none_is_refused_before_anything_is_computed(tiny_corpus: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONVERSION["voice_conversion_demo"], vocoder="griffin_lim", detector=str(tmp_path))
+    with pytest.raises(ManifestError, match="holds no finished run"):
+        VoiceConversion(config).prepare(open_corpus(tiny_corpus))

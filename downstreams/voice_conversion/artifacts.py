@@ -1,4 +1,7 @@
-"""What an evaluated run leaves behind: the conversions beside their bounds, a table of the pairs, and audio."""
+"""What an evaluated run leaves behind: the conversions beside their bounds, a table of the pairs, and audio.
+
+Beside each example stands whether a detector of deepfakes would have found it out, where the config names one.
+"""
 
 import csv
 import shutil
@@ -15,9 +18,14 @@ from downstreams.voice_conversion.data import Pair, Plan
 from downstreams.voice_conversion.output import write_speech
 from downstreams.voice_conversion.scoring import Verdict
 from speechssl.data.flac import write_flac
+from speechssl.errors import ConfigError
 from speechssl.files import replacing
+from speechssl.inference import infer, load_run
 from speechssl.result import Evaluation, MetricValue
 from speechssl.vocoder import Vocoder
+
+DETECTOR = "deepfake_detection"
+CLIPS = ("source", "target", "converted", "copy_synthesis")
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ def report(
         "judge of voices": {"eer": MetricValue(bounds.error_rate, bounds.trials, "trials")},
     }
     examples = [_write_example(i, judged, folder) for i in range(min(config.examples, len(judged.pairs)))]
+    if config.detector is not None and examples:
+        examples = detect(examples, config.detector, folder)
     return Evaluation(metrics, breakdown, {"pairs": _write_pairs(judged, folder)}, examples)
 
 
@@ -75,7 +85,7 @@ def _write_example(row: int, judged: Judged, folder: Path) -> dict[str, str]:
     target = judged.plan.targets[pair.target]
     spoken = target.held_out[0]
     (folder / "audio").mkdir(exist_ok=True)
-    names = {kind: f"audio/{pair.id}-{kind}.flac" for kind in ("source", "target", "converted", "copy_synthesis")}
+    names = {kind: f"audio/{pair.id}-{kind}.flac" for kind in CLIPS}
     write_flac(folder / names["source"], read(pair.source).numpy())
     write_flac(folder / names["target"], read(spoken).numpy())
     rate = judged.vocoder.mel.sample_rate
@@ -83,3 +93,21 @@ def _write_example(row: int, judged: Judged, folder: Path) -> dict[str, str]:
     shutil.copyfile(copy_path(judged.kept, spoken), folder / names["copy_synthesis"])
     title = f"{pair.source.labels['text']} ({pair.source.labels['language']} → {pair.target}, {target.language})"
     return {"title": title, "vocoder": judged.vocoder.name, **names}
+
+
+def check_detector(detector: str) -> None:
+    """Raises a SpeechsslError unless the folder holds a finished run of `deepfake_detection`."""
+    task = load_run(detector).task.name
+    if task != DETECTOR:
+        raise ConfigError(f"`detector` must be a run of {DETECTOR}, but {detector} is one of {task}: name another run.")
+
+
+def detect(examples: Sequence[Mapping[str, str]], detector: str, folder: Path) -> list[dict[str, str]]:
+    """The examples with what the detector says of each of their clips, under '<clip>_detector'."""
+    paths = sorted({str(folder / example[clip]) for example in examples for clip in CLIPS})
+    found = infer(detector, paths)
+    said = {
+        path: f"{one['verdict']}: {one['score']:.2f}, where more than {one['threshold']:.2f} is real"
+        for path, one in found.items()
+    }
+    return [{**e, **{f"{clip}_detector": said[str(folder / e[clip])] for clip in CLIPS}} for e in examples]

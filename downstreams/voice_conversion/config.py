@@ -84,6 +84,8 @@ class VoiceConversionConfig(TaskConfig):
     """'none' measures only `mel_distance`, which needs no download."""
     examples: int = 8
     """Conversions of the test split that are kept as audio."""
+    detector: str | None = None
+    """Folder of a finished run of `deepfake_detection`, which is asked about each example; None = none is."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from downstreams.voice_conversion import scoring
-from downstreams.voice_conversion.artifacts import Judged, report
+from downstreams.voice_conversion.artifacts import Judged, check_detector, report
 from downstreams.voice_conversion.bounds import load_bounds, read, resample
 from downstreams.voice_conversion.config import EXTERNAL, VoiceConversionConfig
 from downstreams.voice_conversion.data import Plan, Target, make_data
@@ -59,6 +59,8 @@ class VoiceConversion(Task):
     @override
     def prepare(self, corpus: Corpus) -> TaskData:
         self.method  # noqa: B018  a vocoder that can't be used is told before anything is computed
+        if self.config.detector is not None:
+            check_detector(self.config.detector)
         return make_data(corpus, self.config)
 
     @override

@@ -46,9 +46,11 @@ speechssl pretrain hubert_tiny --labels "$exp/cluster1" --labels "$exp/cluster2"
 
 for task in asr speaker_verification deepfake_detection voice_conversion; do
   stage "$task"
+  also=()
+  [ "$task" = voice_conversion ] && also=(-s "detector=$exp/runs/deepfake_detection/pretrained/seed0")
   speechssl run "${task}_demo" --config "$config/$task.yaml" --corpus "$data" -o "$exp/runs" "${seeds[@]}" --jobs 2 \
     --precision bf16 --cache "$exp/cache" \
-    -u fbank -u random=hubert_tiny:random "${upstreams[@]}" -u "pretrained=$exp/pretrain2"
+    -u fbank -u random=hubert_tiny:random "${upstreams[@]}" -u "pretrained=$exp/pretrain2" "${also[@]}"
 done
 
 stage "report"
