@@ -1,0 +1,1 @@
+"""Fixed sinc filters on the waveform, a baseline upstream."""
