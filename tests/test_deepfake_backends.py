@@ -198,6 +198,9 @@ def test_public_weights_behind_a_model_leave_the_model_out() -> None:
     load_official(network, weights, origin="x.pth")
     x, lengths = batch(7)
     assert torch.equal(network(x, lengths), source(x, lengths))
+    again = Aasist(7, config=TINY).eval()
+    load_official(again, {f"module.{name}": value for name, value in weights.items()}, origin="x.pth")
+    assert torch.equal(again(x, lengths), source(x, lengths))
     del weights["master1"]
     with pytest.raises(SpeechsslError, match="lack 'master1'"):
         load_official(network, weights, origin="x.pth")
@@ -261,6 +264,7 @@ def test_training_does_not_depend_on_padding_and_reaches_the_weights(head: str) 
 def test_settings_that_do_not_fit_are_refused() -> None:
     cases: list[tuple[Callable[[], object], str]] = [
         (lambda: small("aasist", "head.aasist.front=sinc"), "features.normalize=false"),
+        (lambda: small("aasist", "head.aasist.front=sinc", "features.normalize=false"), "use the upstream 'sinc'"),
         (lambda: small("sls", "head.window=null"), "one input for 3 frames"),
         (lambda: small("nes2net", "head.nes2net.kernel=2"), "an odd kernel"),
         (lambda: small("aasist", "head.window=0.001"), "`head.window` must hold a frame"),

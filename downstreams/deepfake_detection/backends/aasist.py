@@ -182,6 +182,7 @@ class _Graphs(nn.Module):
         temporal, of_temporal = self.pool_temporal(self.temporal(temporal, valid), valid)
         found = [branch(temporal, spectral, of_temporal, of_spectral) for branch in self.branches]
         of_temporal = found[0][3]  # the same in both
+        # Nodes meet by their rank in each branch, not by where they come from: as published.
         temporal, spectral, master = (torch.maximum(found[0][part], found[1][part]) for part in range(3))
         pooled = (
             temporal.abs().amax(dim=1),  # 0 where nodes don't count

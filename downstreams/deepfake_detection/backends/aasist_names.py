@@ -54,6 +54,8 @@ _NAMES = (
 """What is replaced, one after the other, in our names."""
 UPSTREAM = "ssl_model."
 """Begins the names of the pre-trained model in files of SSL-AASIST."""
+PARALLEL = "module."
+"""Begins all names where torch's DataParallel was saved, as by the code for ASVspoof 2021 DF."""
 
 
 def official_name(name: str) -> str:
@@ -75,7 +77,8 @@ def load_official(network: Aasist | RawAasist, weights: Mapping[str, Tensor], *,
         SpeechsslError: names or shapes differ.
     """
     theirs = {official_name(name): name for name in network.state_dict()}
-    ours = {theirs.get(name, name): value for name, value in weights.items() if not name.startswith(UPSTREAM)}
+    plain = {name.removeprefix(PARALLEL): value for name, value in weights.items()}
+    ours = {theirs.get(name, name): value for name, value in plain.items() if not name.startswith(UPSTREAM)}
     threshold = frozenset(name for name in network.state_dict() if name.split(".")[-1] == "threshold")
     load_weights(network, ours, origin=origin, optional=threshold, their_name=official_name)
 

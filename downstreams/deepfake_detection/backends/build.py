@@ -26,7 +26,13 @@ def build_detector(config: DeepfakeConfig, size: int, *, frame_rate: float) -> D
             raise ConfigError(
                 "`head.aasist.front=sinc` takes the filters' output as it is: set `features.normalize=false`."
             )
-        return Aasist(size, config=head.aasist, window=window)
+        detector = Aasist(size, config=head.aasist, window=window)
+        if detector.least > frame_rate:
+            raise ConfigError(
+                f"`head.aasist.front=sinc` makes one node of {detector.least} frames, but features come at "
+                f"{frame_rate:g} Hz: use the upstream 'sinc', or `head.aasist.front=projected`."
+            )
+        return detector
     if head.kind == "nes2net":
         return Nes2Net(size, config=head.nes2net, window=window)
     if head.kind == "sls":
