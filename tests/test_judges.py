@@ -191,7 +191,7 @@ def test_score_is_zero_where_one_side_fails_and_one_where_both_hold() -> None:
 def test_a_voice_is_identified_where_no_other_profile_is_nearer() -> None:
     judge = _speaker_judge()
     own, other = judge.embed(_tone(120.0)), judge.embed(_tone(310.0))
-    similarity, identified = scoring.judge_voice(_tone(120.0), "a", {"a": own, "b": other}, judge)
+    similarity, identified, _ = scoring.judge_voice(_tone(120.0), "a", {"a": own, "b": other}, judge)
     assert (round(similarity, 4), identified) == (1.0, True)
     assert scoring.judge_voice(_tone(120.0), "b", {"a": own, "b": other}, judge)[1] is False
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from downstreams.voice_conversion.data import Pair, Plan
 from downstreams.voice_conversion.judges import SAMPLE_RATE
 from downstreams.voice_conversion.output import write_speech
-from downstreams.voice_conversion.scoring import Judges, Verdict, similarities
+from downstreams.voice_conversion.scoring import Judges, Verdict, judge_voice
 from speechssl.audio import read_audio
 from speechssl.files import replacing
 from speechssl.metric.detection import equal_error_rate
@@ -153,10 +153,9 @@ def _judge_bounds(
     texts = {k: judges.word.normalize(str(u.labels["text"])) for k, u in speech.items()}
 
     def verdict_on(waveform: Tensor, pair: Pair, said: str, opinion: float) -> Verdict:
-        found = similarities(waveform, profiles, judges.speaker)
-        identified = found[pair.target] >= max(found.values())
-        nearness = found[str(pair.source.labels["speaker"])]
-        return Verdict(found[pair.target], identified, texts[pair.source.id], said, opinion, nearness)
+        speaker = str(pair.source.labels["speaker"])
+        similarity, identified, nearness = judge_voice(waveform, pair.target, profiles, judges.speaker, source=speaker)
+        return Verdict(similarity, identified, texts[pair.source.id], said, opinion, nearness)
 
     def unconverted(pair: Pair) -> Verdict:
         name = pair.source.id

@@ -47,12 +47,14 @@ class Method(Protocol):
         """The loss of a batch, see `speechssl.task.Task.loss`."""
 
     def voice(self, head: nn.Module, reference: Sequence[Utterance], features: Mapping[str, Tensor]) -> Tensor:
-        """What is kept of a target.
+        """What is kept of a target: all frames of its reference, (N, D).
 
         Args:
             reference: of the target's speech.
             features: utterance id -> (T, D).
         """
+        del head
+        return torch.cat([features[u.id].float().cpu() for u in reference])
 
     def pieces(self, head: nn.Module, source: Iterable[Tensor], voice: Tensor) -> Iterator[Tensor]:
         """Converts one utterance piece by piece, under inference_mode.
@@ -112,12 +114,6 @@ class NearestNeighbours(Method):
             errors.append((predicted[row, :size] - target[:size]).abs().mean(dim=1))
         per_frame = torch.cat(errors)
         return LossOutput(per_frame.sum(), torch.tensor(per_frame.numel(), device=per_frame.device))
-
-    @override
-    def voice(self, head: nn.Module, reference: Sequence[Utterance], features: Mapping[str, Tensor]) -> Tensor:
-        """All frames of the reference, (N, D)."""
-        del head
-        return torch.cat([features[u.id].float().cpu() for u in reference])
 
     @override
     @torch.inference_mode()
@@ -185,12 +181,6 @@ class FeatureNeighbours(Method):
         """Is never asked for, where nothing is trained."""
         del head, features, lengths, utterances, mels, generator
         raise SpeechsslError("A vocoder on features leaves nothing to train: set `train.steps=0`.")
-
-    @override
-    def voice(self, head: nn.Module, reference: Sequence[Utterance], features: Mapping[str, Tensor]) -> Tensor:
-        """All frames of the reference, (N, D)."""
-        del head
-        return torch.cat([features[u.id].float().cpu() for u in reference])
 
     @override
     def pieces(self, head: nn.Module, source: Iterable[Tensor], voice: Tensor) -> Iterator[Tensor]:

@@ -78,17 +78,17 @@ class Verdict:
 
 
 def judge_voice(
-    waveform: Tensor, target: str, profiles: Mapping[str, Tensor], judge: SpeakerJudge
-) -> tuple[float, bool]:
-    """(similarity, identified) of an utterance, see `Verdict`; profiles are speaker -> (256,)."""
-    found = similarities(waveform, profiles, judge)
-    return found[target], found[target] >= max(found.values())
+    waveform: Tensor, target: str, profiles: Mapping[str, Tensor], judge: SpeakerJudge, *, source: str | None = None
+) -> tuple[float, bool, float | None]:
+    """(similarity, identified, source_similarity) of an utterance, see `Verdict`.
 
-
-def similarities(waveform: Tensor, profiles: Mapping[str, Tensor], judge: SpeakerJudge) -> dict[str, float]:
-    """Speaker -> cosine of an utterance to that profile."""
+    Args:
+        profiles: speaker -> (256,).
+        source: speaker of the source, a key of `profiles`; None = that similarity is not asked.
+    """
     embedding = judge.embed(waveform)
-    return {name: float(embedding @ profile) for name, profile in profiles.items()}
+    found = {name: float(embedding @ profile) for name, profile in profiles.items()}
+    return found[target], found[target] >= max(found.values()), None if source is None else found[source]
 
 
 def give_verdict(
@@ -111,14 +111,14 @@ def give_verdict(
         quality: whether the judge of quality is asked too.
         source: speaker of the source, a key of `profiles`; None = whether the target is nearer is not asked.
     """
-    found = similarities(waveform, profiles, judges.speaker)
+    similarity, identified, nearness = judge_voice(waveform, target, profiles, judges.speaker, source=source)
     return Verdict(
-        found[target],
-        found[target] >= max(found.values()),
+        similarity,
+        identified,
         judges.word.normalize(text),
         judges.word.transcribe(waveform),
         judges.quality.score(waveform) if quality else None,
-        None if source is None else found[source],
+        nearness,
     )
 
 

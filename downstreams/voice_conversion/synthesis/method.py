@@ -8,7 +8,7 @@ Shapes: B batch, T frames of the source, N frames of the target, D width, T' mel
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -132,12 +132,6 @@ class RecognitionSynthesis(Method):
             torch.tensor(external, device=device),
         )
         return synthesis_loss(network.model, batch, disentanglement=network.disentanglement, generator=generator)
-
-    @override
-    def voice(self, head: nn.Module, reference: Sequence[Utterance], features: Mapping[str, Tensor]) -> Tensor:
-        """All frames of the reference, (N, D)."""
-        del head
-        return torch.cat([features[u.id].float().cpu() for u in reference])
 
     @override
     @torch.inference_mode()
