@@ -6,10 +6,8 @@ holds seen attacks only.
 """
 
 import logging
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -17,17 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from downstreams.deepfake_detection import measure
+from downstreams.deepfake_detection import inference, measure
 from downstreams.deepfake_detection.backends.build import build_detector
-from downstreams.deepfake_detection.conditioning import SAMPLE_RATE, windows
 from downstreams.deepfake_detection.config import DeepfakeConfig
 from downstreams.deepfake_detection.data import prepare_set
 from downstreams.deepfake_detection.head import Detector
 from downstreams.deepfake_detection.plan import BONA_FIDE, SPLITS
-from speechssl.audio import read_audio
 from speechssl.data.corpus import Corpus
-from speechssl.data.flac import write_flac
-from speechssl.errors import AudioError, SpeechsslError
+from speechssl.errors import SpeechsslError
 from speechssl.metric.detection import equal_error_rate
 from speechssl.result import Evaluation
 from speechssl.task import Task, TaskData
@@ -88,34 +83,8 @@ class DeepfakeDetection(Task):
         return scores
 
     def prepare_files(self, utterances: Sequence[Utterance], folder: Path) -> list[Utterance]:
-        """Puts files through the conditioning of the set, or their scores would not compare with its threshold.
-
-        Args:
-            folder: receives the conditioned audio.
-
-        Returns:
-            One utterance per stretch of `spoof.conditioning.seconds`, with labels `file` and `start` (seconds).
-
-        Raises:
-            AudioError: a file that can't be read or holds too little speech.
-        """
-        conditioning = self.config.spoof.conditioning
-        found: list[Utterance] = []
-        for number, utterance in enumerate(utterances):
-            waveform = read_audio(
-                utterance.path, sample_rate=SAMPLE_RATE, start=utterance.start, duration=utterance.duration
-            )
-            stretches = windows(waveform, conditioning)
-            if not stretches:
-                raise AudioError(
-                    f"{utterance.path} holds no {conditioning.seconds} s of speech between silences, which is what "
-                    "this detector was trained on: give a longer recording."
-                )
-            for start, stretch in stretches:
-                path = folder / f"{number}-{len(found)}.flac"
-                write_flac(path, stretch.numpy())
-                found.append(Utterance(path.stem, str(path), labels={"file": utterance.path, "start": start}))
-        return found
+        """See `inference.prepare_files`."""
+        return inference.prepare_files(utterances, folder, self.config.spoof.conditioning)
 
     @override
     def infer(
@@ -126,27 +95,9 @@ class DeepfakeDetection(Task):
         data: TaskData,
         folder: Path,
     ) -> Any:
-        """Path -> mean score (higher = more likely a person), the threshold found on dev, verdict, score per stretch.
-
-        Args:
-            utterances: from `prepare_files`.
-        """
+        """See `inference.judge_files`."""
         scores = super().infer(head, features, utterances, data, folder)
-        threshold = float(_detection_head(head).threshold)
-        stretches: dict[str, list[dict[str, float]]] = defaultdict(list)
-        for utterance in utterances:
-            scored = {"start": round(utterance.labels["start"], 2), "score": scores[utterance.path]}
-            stretches[utterance.labels["file"]].append(scored)
-        means = {path: mean(one["score"] for one in found) for path, found in stretches.items()}
-        return {
-            path: {
-                "score": score,
-                "threshold": threshold,
-                "verdict": "real" if score > threshold else "spoofed",
-                "stretches": stretches[path],
-            }
-            for path, score in means.items()
-        }
+        return inference.judge_files(scores, utterances, float(_detection_head(head).threshold))
 
     @override
     def evaluate(
