@@ -3,12 +3,22 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from downstreams.deepfake_detection.backends.config import AasistConfig, Nes2NetConfig, SlsConfig
+from downstreams.deepfake_detection.backends.config import (
+    AasistConfig,
+    ConformerHeadConfig,
+    GmmConfig,
+    LcnnConfig,
+    Nes2NetConfig,
+    ScalableAasistConfig,
+    SlsConfig,
+)
 from speechssl.task import FeatureConfig, TaskConfig, TrainConfig
 
-Kind = Literal["statistics", "aasist", "sls", "nes2net"]
-"""'statistics': convolution, attentive statistics over time, two layers. 'aasist': graph attention. 'sls': two layers
-over a window of pooled frames, made for `features.interface=gated_sum`. 'nes2net': nested Res2Nets."""
+Kind = Literal["statistics", "aasist", "scalable_aasist", "sls", "nes2net", "conformer", "lcnn", "gmm"]
+"""'statistics': convolution, attentive statistics over time, two layers. 'aasist': graph attention. 'scalable_aasist':
+the same with multi-head attention and a learned fusion. 'sls': two layers over a window of pooled frames, made for
+`features.interface=gated_sum`. 'nes2net': nested Res2Nets. 'conformer': with a class token. 'lcnn': light convolutions,
+made for the upstream lfcc. 'gmm': two mixtures of Gaussians, which are fitted: `train.steps=0`."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,12 @@ class HeadConfig:
     """Seconds that a published network hears of each utterance: the first ones, repeated where there are fewer. None =
     all of it. Published systems cut and repeat waveforms, to 64,600 samples or 4.0375 s; here it is their frames."""
     aasist: AasistConfig = field(default_factory=AasistConfig)
+    scalable_aasist: ScalableAasistConfig = field(default_factory=ScalableAasistConfig)
     sls: SlsConfig = field(default_factory=SlsConfig)
     nes2net: Nes2NetConfig = field(default_factory=Nes2NetConfig)
+    conformer: ConformerHeadConfig = field(default_factory=ConformerHeadConfig)
+    lcnn: LcnnConfig = field(default_factory=LcnnConfig)
+    gmm: GmmConfig = field(default_factory=GmmConfig)
     width: int = 128
     kernel: int = 3
     """Frames that the first layer sees at once."""
@@ -80,10 +94,22 @@ class HeadConfig:
 class DeepfakeConfig(TaskConfig):
     """Deepfake detection."""
 
+    labels: Literal["made", "corpus"] = "made"
+    """'made': the spoofed speech is made from the corpus's real speech, as `spoof` says. 'corpus': each utterance says
+    itself what it is (`key`, `attack`), and splits are the corpus's (see labelled.py)."""
+    condition: bool = False
+    """Whether utterances with labels of their own are brought to the form `spoof.conditioning` too; what is made is."""
+    test_corpora: tuple[str, ...] = ()
+    """Folders of further corpora with labels of their own whose test is measured too, each 'FOLDER' or 'FOLDER:SPLIT'."""
     spoof: SpoofConfig = field(default_factory=SpoofConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     bona_fide_weight: float = 0.5
     """Share of the loss that the bona fide class gets, whatever the number of its utterances."""
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether what is heard has the form `spoof.conditioning`."""
+        return self.labels == "made" or self.condition
 
 
 _DEMO_SPOOF = SpoofConfig(
@@ -96,6 +122,12 @@ PRESETS = {
     "deepfake_detection": DeepfakeConfig(
         train=TrainConfig(steps=3_000, batch_seconds=96.0, evaluate_every=200, optimizer="adamw", weight_decay=1e-2),
         features=FeatureConfig(normalize=True),
+    ),
+    "deepfake_detection_labelled": DeepfakeConfig(
+        train=TrainConfig(steps=20_000, batch_seconds=192.0, max_batch_size=48, evaluate_every=500, weight_decay=1e-4),
+        features=FeatureConfig(normalize=True),
+        labels="corpus",
+        head=HeadConfig(window=4.0375),
     ),
     "deepfake_detection_demo": DeepfakeConfig(
         train=TrainConfig(steps=600, batch_seconds=48.0, evaluate_every=40, optimizer="adamw", weight_decay=1e-2),
@@ -114,7 +146,11 @@ HEADS = {
         "head.aasist.widths=[24,32]",
         "head.aasist.ratios=[0.4,0.5,0.7,0.5]",
     ),
+    "scalable_aasist": ("head.kind=scalable_aasist",),
     "sls": ("head.kind=sls", "head.window=4.0375", "features.interface=gated_sum"),
     "nes2net": ("head.kind=nes2net",),
     "nes2net_x": ("head.kind=nes2net", "head.nes2net.extended=true"),
+    "conformer": ("head.kind=conformer",),
+    "lcnn": ("head.kind=lcnn", "features.normalize=false"),
+    "gmm": ("head.kind=gmm", "features.normalize=false", "train.steps=0"),
 }
