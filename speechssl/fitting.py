@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from speechssl.adapt.live import AHEAD, LiveFeatures
 from speechssl.crops import choose_crops, training_crops
 from speechssl.data.balance import Balance
-from speechssl.data.batching import Batch, BatchStream, derive_seed, make_generator
+from speechssl.data.batching import Batch, BatchStream, bucket_batches, derive_seed, make_generator
 from speechssl.devices import CPU, Devices
 from speechssl.errors import DivergedError, SpeechsslError
 from speechssl.feature_batches import Features, States, collate, place
@@ -41,6 +42,9 @@ POINTS = 200  # of the training loss curve, at most about
 
 Report = Callable[[float, str], None]
 """report(steps done since the last call, note such as the loss)."""
+Joined = tuple[Tensor, Tensor, Sequence[Utterance]]
+"""A batch as a head gets it: (B, T, D), or (B, D) where pooled; valid frames (B,); and whose they are."""
+Passes = Callable[[], Iterator[Joined]]
 
 
 @runtime_checkable
@@ -63,6 +67,22 @@ class MeasuresFeatures(Protocol):
             features: holds the utterances of all splits.
             folder: as in `Task.evaluate`.
             report: takes what share of the work of both splits was done since the last call, and a note.
+        """
+
+
+@runtime_checkable
+class FitsInPasses(Protocol):
+    """A task some of whose heads are fitted in passes over the features, and follow no gradient: `train.steps=0`."""
+
+    def fit_head(
+        self, head: nn.Module, passes: Passes, data: TaskData, *, generator: torch.Generator, report: Report
+    ) -> None:
+        """Fits a head, or leaves one as it is that has nothing to fit.
+
+        Args:
+            passes: each call goes once through all that training hears.
+            generator: derived from the seed of the run.
+            report: takes what share of the work was done since the last call, and a note.
         """
 
 
@@ -151,6 +171,7 @@ class Fit:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
         if self.optimizer is None:
+            self._fit_in_passes()
             self.progress.step = self.config.steps
         else:
             self._train()
@@ -170,6 +191,32 @@ class Fit:
             found = self.task.evaluate(self.probe.head, predictions, self.data, split, self.folder)
         self.progress.seconds["evaluate"] += time.perf_counter() - begin
         return found
+
+    def _fit_in_passes(self) -> None:
+        if self.config.steps or not isinstance(self.task, FitsInPasses):
+            return
+        begin = time.perf_counter()
+        self.probe.eval()
+        train = self.data.splits["train"]
+        heard = [own for utterance in train for own in self.crops.get(utterance.id, [utterance])]
+        passes = partial(self._pass, heard)
+        generator = make_generator(self.seed, "fit")
+        self.task.fit_head(self.probe.head, passes, self.data, generator=generator, report=self.report)
+        self.progress.seconds["train"] += time.perf_counter() - begin
+
+    @torch.no_grad()
+    def _pass(self, utterances: Sequence[Utterance]) -> Iterator[Joined]:
+        """Goes once through the features of utterances, in batches of like duration."""
+        batches = bucket_batches(
+            [u.duration or 1.0 for u in utterances],
+            batch_seconds=self.config.batch_seconds,
+            max_size=self.config.max_batch_size,
+        )
+        for indices in batches:
+            part = [utterances[i] for i in indices]
+            states, lengths = self.features["train"].batch([u.id for u in part])
+            lengths = lengths.to(self.device)
+            yield self.probe.featurizer(place(states, self.device), lengths), lengths, part
 
     def _train(self) -> None:
         utterances = list(self.data.splits["train"])

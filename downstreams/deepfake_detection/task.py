@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from downstreams.deepfake_detection import inference, measure
 from downstreams.deepfake_detection.backends.build import build_detector
+from downstreams.deepfake_detection.backends.gmm import MixtureDetector
 from downstreams.deepfake_detection.config import DeepfakeConfig
 from downstreams.deepfake_detection.data import prepare_set
 from downstreams.deepfake_detection.head import Detector
@@ -66,6 +67,14 @@ class DeepfakeDetection(Task):
         loss_sum = F.cross_entropy(logits, labels, weight=weights, reduction="sum")
         correct = (logits.detach().argmax(dim=1) == labels).sum()
         return LossOutput(loss_sum, torch.tensor(len(utterances), device=logits.device), {"accuracy": correct})
+
+    def fit_head(
+        self, head: nn.Module, passes: Passes, data: TaskData, *, generator: torch.Generator, report: Report
+    ) -> None:
+        """Fits Gaussian mixtures to the frames of each class (`speechssl.fitting.FitsInPasses`)."""
+        del data
+        if isinstance(head, MixtureDetector):
+            head.fit(lambda: map(_frames, passes()), generator=generator, report=report)
 
     def class_weights(self, data: TaskData) -> tuple[float, float]:
         """Weights of spoofed and bona fide, so that over an epoch each class has its share and the mean weight is 1."""
@@ -135,6 +144,14 @@ def _detection_head(head: nn.Module) -> Detector:
     if not isinstance(head, Detector):
         raise SpeechsslError(f"`head` must be a Detector, but is {type(head).__name__}.")
     return head
+
+
+def _frames(part: Joined) -> tuple[Tensor, Tensor]:
+    """All valid frames of a batch (N, D), and whether each is of a real utterance, (N,) int64."""
+    features, lengths, utterances = part
+    valid = ~lengths_to_padding_mask(lengths, features.size(1))  # (B, T)
+    labels = torch.tensor([_is_real(u) for u in utterances], dtype=torch.long, device=features.device)
+    return features[valid], labels[:, None].expand_as(valid)[valid]
 
 
 def _is_real(utterance: Utterance) -> bool:

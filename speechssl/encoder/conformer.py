@@ -33,6 +33,8 @@ class ConformerConfig:
     rotary_base: float = 10_000.0
     kernel: int = 31
     """Frames that a block's convolution sees."""
+    conv_expansion: int = 1
+    """How many times wider than the block its convolution is inside."""
     causal: bool = False
     """Whether the convolution sees past frames only."""
     conv_norm: Literal["batch", "layer"] = "batch"
@@ -73,17 +75,18 @@ class ConvolutionModule(nn.Module):
         if config.conv_norm not in ("batch", "layer"):
             raise ConfigError(f"`conv_norm` must be 'batch' or 'layer', but is '{config.conv_norm}'.")
         self.edges = (config.kernel - 1, 0) if config.causal else (config.kernel // 2, config.kernel // 2)
-        self.pointwise1 = Linear(config.width, 2 * config.width, bias=False)
-        self.depthwise = nn.Conv1d(config.width, config.width, config.kernel, groups=config.width, bias=False)
-        self.norm = nn.BatchNorm1d(config.width) if config.conv_norm == "batch" else nn.LayerNorm(config.width)
-        self.pointwise2 = Linear(config.width, config.width, bias=False)
+        inner = config.conv_expansion * config.width
+        self.pointwise1 = Linear(config.width, 2 * inner, bias=False)
+        self.depthwise = nn.Conv1d(inner, inner, config.kernel, groups=inner, bias=False)
+        self.norm = nn.BatchNorm1d(inner) if config.conv_norm == "batch" else nn.LayerNorm(inner)
+        self.pointwise2 = Linear(inner, config.width, bias=False)
         self.dropout = nn.Dropout(config.conv_dropout)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         if padding_mask is not None:
             x = x.masked_fill(padding_mask[:, :, None], 0.0)
-        x = F.glu(self.pointwise1(x), dim=2)  # (B, T, D), still 0 where padding
+        x = F.glu(self.pointwise1(x), dim=2)  # (B, T, inner), still 0 where padding
         x = self.depthwise(F.pad(x.transpose(1, 2), self.edges)).transpose(1, 2)
         return self.dropout(self.pointwise2(F.silu(self._normalize(x, padding_mask))))  # type: ignore[no-any-return]
 

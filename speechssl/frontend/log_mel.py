@@ -48,7 +48,7 @@ class LogMelConfig:
         return torch.float64 if self.double else torch.float32
 
 
-class _FloatTables(nn.Module):
+class FloatTables(nn.Module):
     """Keeps its tables as they were made, whatever type the model around it is brought to: bfloat16 has no FFT."""
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # torch's own hook is untyped
@@ -59,7 +59,7 @@ class _FloatTables(nn.Module):
         return self
 
 
-class _Spectrum(_FloatTables):
+class _Spectrum(FloatTables):
     """Frames of a waveform and their power spectrum, as Kaldi computes them."""
 
     window: Tensor
@@ -130,7 +130,7 @@ class LogMel(_Spectrum):
             return energy.float().clamp(min=FLOOR).log()
 
 
-class Mfcc(_FloatTables):
+class Mfcc(FloatTables):
     """Kaldi-compatible mel-frequency cepstral coefficients, 13 with C0 in place of the energy.
 
     Paper: Davis and Mermelstein 1980, IEEE Trans. ASSP 28(4); options as Kaldi's `compute-mfcc-feats`.
@@ -159,7 +159,7 @@ class Mfcc(_FloatTables):
             return cepstra.float()
 
 
-class CorpusNorm(_FloatTables):
+class CorpusNorm(FloatTables):
     """Mean and variance normalisation of frames by statistics of a corpus, which are saved with the weights."""
 
     mean: Tensor
@@ -270,11 +270,11 @@ def deltas(features: Tensor, lengths: Tensor, *, window: int = 5) -> Tensor:
     return F.conv1d(padded, kernel).view(B, C, T).transpose(1, 2)
 
 
-def with_deltas(features: Tensor, lengths: Tensor) -> Tensor:
+def with_deltas(features: Tensor, lengths: Tensor, *, window: int = 5) -> Tensor:
     """Appends first and second deltas: (B, T, C) -> (B, T, 3 C)."""
     with torch.autocast(features.device.type, enabled=False):
-        first = deltas(features, lengths)
-        return torch.cat((features, first, deltas(first, lengths)), dim=2)
+        first = deltas(features, lengths, window=window)
+        return torch.cat((features, first, deltas(first, lengths, window=window)), dim=2)
 
 
 def normalize_frames(features: Tensor, lengths: Tensor, *, correction: int = 0) -> Tensor:

@@ -7,19 +7,27 @@ from typing import Any
 
 from torch import Tensor
 
+from speechssl.frontend.lfcc import Lfcc
 from speechssl.frontend.log_mel import LogMel, LogSpectrum, Mfcc, normalize_frames, with_deltas
 from speechssl.lengths import lengths_to_padding_mask
 from speechssl.upstream import Upstream
 
 
 class SpectralUpstream(Upstream):
-    """Kaldi features and, if asked for, first and second deltas, and mean and variance normalised per utterance.
+    """Spectral features and, if asked for, first and second deltas, and mean and variance normalised per utterance.
 
     Paper: the FBANK and MFCC baselines of Yang et al. 2021, SUPERB, arXiv:2105.01051.
     """
 
     def __init__(
-        self, spectrum: LogMel | LogSpectrum | Mfcc, *, family: str, config: Any, cmvn: bool, deltas: bool = True
+        self,
+        spectrum: LogMel | LogSpectrum | Mfcc | Lfcc,
+        *,
+        family: str,
+        config: Any,
+        cmvn: bool,
+        deltas: bool = True,
+        delta_window: int = 5,
     ) -> None:
         """
         Args:
@@ -28,6 +36,7 @@ class SpectralUpstream(Upstream):
             config: the family's frozen config, for saving and fingerprints.
             cmvn: whether each channel has mean 0 and deviation 1 over the utterance.
             deltas: whether there are 3 C channels, the deltas among them.
+            delta_window: frames that a delta is the slope over, odd.
         """
         options = spectrum.options
         super().__init__(
@@ -41,6 +50,7 @@ class SpectralUpstream(Upstream):
         self.spectrum = spectrum
         self.cmvn = cmvn
         self.deltas = deltas
+        self.delta_window = delta_window
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Valid frames for valid samples, both (B,) int64."""
@@ -51,7 +61,7 @@ class SpectralUpstream(Upstream):
         frames = self.output_lengths(lengths)
         features = self.spectrum(waveform)
         if self.deltas:
-            features = with_deltas(features, frames)
+            features = with_deltas(features, frames, window=self.delta_window)
         if self.cmvn:
             features = normalize_frames(features, frames, correction=1)
         else:

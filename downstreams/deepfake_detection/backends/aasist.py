@@ -8,6 +8,8 @@ Papers: Jung et al. 2022, arXiv:2110.01200 (code: `clovaai/aasist`); Tak et al. 
 form behind a pre-trained model (code: `TakHemlata/SSL_Anti-spoofing`).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +28,7 @@ BLOCKS = 6
 POOL = 3
 WAY_DROPOUT = 0.2
 SINC_CHANNELS, SINC_KERNEL, SINC_RATE = 70, 129, 16_000
+Activation = Callable[[Tensor], Tensor]
 
 
 class Aasist(Detector):
@@ -40,14 +43,11 @@ class Aasist(Detector):
         super().__init__()
         self.window = window
         sinc = config.front == "sinc"
-        low, high = config.channels
+        high = config.channels[1]
         self.project = None if sinc else nn.Linear(size, config.projected)
         self.first_norm = nn.BatchNorm1d(1)
-        self.blocks = nn.ModuleList(
-            _ResidualBlock(before, after, first=number == 0, pools=sinc, official=config.official)
-            for number, (before, after) in enumerate([(1, low), (low, low), (low, high), *[(high, high)] * 3])
-        )
-        self.reader = None if sinc else _AttentiveReader(high)
+        self.blocks = residual_blocks(config.channels, pools=sinc, official=config.official)
+        self.reader = None if sinc else AttentiveReader(high)
         self.graphs = _Graphs(high, size if sinc else config.projected // POOL, config)
 
     @property
@@ -60,9 +60,7 @@ class Aasist(Detector):
         features, lengths = fit_frames(features, lengths, least=self.least, window=self.window)
         states = features
         if self.project is not None:
-            states = F.max_pool1d(self.project(states), POOL)  # (B, T, F)
-            states = F.max_pool1d(states.transpose(1, 2), POOL).transpose(1, 2)  # (B, T/3, F)
-            lengths = lengths // POOL
+            states, lengths = pool_bands(self.project(states), lengths)
         maps = states.transpose(1, 2)[:, None]  # (B, 1, F, T)
         maps = F.selu(map_norm(self.first_norm, maps, inside_maps(lengths, maps)))
         for block in self.blocks:
@@ -107,11 +105,32 @@ class RawAasist(nn.Module):
         return self.detector(bands.transpose(1, 2), frames)  # type: ignore[no-any-return]  # nn.Module returns Any
 
 
+def pool_bands(states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of 3 bands x 3 frames: (B, T, F) and valid frames (B,) -> (B, T/3, F/3) and theirs."""
+    states = F.max_pool1d(states, POOL)  # (B, T, F/3)
+    states = F.max_pool1d(states.transpose(1, 2), POOL).transpose(1, 2)  # windows that padding is in are not valid
+    return states, lengths // POOL
+
+
+def residual_blocks(
+    channels: tuple[int, int], *, pools: bool, official: bool, activation: Activation = F.selu
+) -> nn.ModuleList:
+    """The six blocks: two of the first number of channels, four of the second."""
+    low, high = channels
+    return nn.ModuleList(
+        _ResidualBlock(before, after, first=number == 0, pools=pools, official=official, activation=activation)
+        for number, (before, after) in enumerate([(1, low), (low, low), (low, high), *[(high, high)] * 3])
+    )
+
+
 class _ResidualBlock(nn.Module):
     """Two convolutions of 2 bands x 3 frames, added to the input; pooled over three frames if asked for."""
 
-    def __init__(self, size: int, channels: int, *, first: bool, pools: bool, official: bool) -> None:
+    def __init__(
+        self, size: int, channels: int, *, first: bool, pools: bool, official: bool, activation: Activation
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.pools = pools
         self.official = official
         self.norm1 = None if first else nn.BatchNorm1d(size)
@@ -126,8 +145,8 @@ class _ResidualBlock(nn.Module):
         found = maps
         # The published code computes this, too, but convolves the input itself: its weights expect that.
         if self.norm1 is not None and not self.official:
-            found = F.selu(map_norm(self.norm1, found, inside))
-        found = self.conv2(F.selu(map_norm(self.norm2, self.conv1(found), inside)))
+            found = self.activation(map_norm(self.norm1, found, inside))
+        found = self.conv2(self.activation(map_norm(self.norm2, self.conv1(found), inside)))
         maps = (found + (maps if self.shortcut is None else self.shortcut(maps))) * inside
         if not self.pools:
             return maps, lengths
@@ -136,11 +155,12 @@ class _ResidualBlock(nn.Module):
         return maps * inside_maps(lengths, maps), lengths
 
 
-class _AttentiveReader(nn.Module):
+class AttentiveReader(nn.Module):
     """Each channel's attentive sum over time, one node a band, and over bands, one node a frame (SSL-AASIST)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, activation: Activation = F.selu) -> None:
         super().__init__()
+        self.activation = activation
         self.norm = nn.BatchNorm1d(channels)
         self.enter = nn.Conv2d(channels, 2 * channels, 1)
         self.hidden_norm = nn.BatchNorm1d(2 * channels)
@@ -149,8 +169,8 @@ class _AttentiveReader(nn.Module):
     def forward(self, maps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, F, T) -> (B, C, F) and (B, C, T)."""
         inside = inside_maps(lengths, maps)
-        maps = F.selu(map_norm(self.norm, maps, inside))
-        scores = self.leave(map_norm(self.hidden_norm, F.selu(self.enter(maps)), inside))
+        maps = self.activation(map_norm(self.norm, maps, inside))
+        scores = self.leave(map_norm(self.hidden_norm, self.activation(self.enter(maps)), inside))
         over_time = scores.masked_fill(~inside, -torch.inf).softmax(dim=3)
         return (maps * over_time).sum(dim=3), (maps * scores.softmax(dim=2)).sum(dim=2)
 

@@ -44,6 +44,35 @@ RAW_AASIST_L = AasistConfig(front="sinc", channels=(32, 24), widths=(24, 32), ra
 
 
 @dataclass(frozen=True)
+class ScalableAasistConfig:
+    """Scalable AASIST; the defaults are those of its code (576,202 numbers from 1024 dimensions)."""
+
+    projected: int = 128
+    """Bands; three become one node of frequency."""
+    channels: tuple[int, int] = (32, 64)
+    """As those of AASIST."""
+    widths: tuple[int, int] = (64, 32)
+    """As those of AASIST."""
+    ratios: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Share of the nodes that are kept: of frequency, of time, and of both in the stacked graphs."""
+    heads: int = 4
+    """Of every attention."""
+    dropout: float = 0.5
+    """Before the last layer."""
+
+    def __post_init__(self) -> None:
+        if not all(0 < ratio <= 1 for ratio in self.ratios):
+            raise ConfigError(f"`scalable_aasist.ratios` must lie in (0, 1], but are {list(self.ratios)}.")
+        if self.projected < 3:
+            raise ConfigError(f"`scalable_aasist.projected` must be 3 or more, but is {self.projected}.")
+        if any(width % self.heads for width in (self.channels[1], *self.widths)):
+            raise ConfigError(
+                f"`scalable_aasist.heads` must divide the last of `channels` and both `widths`, but is {self.heads} "
+                f"with {self.channels[1]} and {list(self.widths)}."
+            )
+
+
+@dataclass(frozen=True)
 class SlsConfig:
     """The classifier of SLS; with 1024 dimensions and a window of 201 frames it has 23.4 million numbers."""
 
@@ -69,4 +98,60 @@ class Nes2NetConfig:
             raise ConfigError(
                 f"`nes2net` must have 2 groups or more, an odd kernel, and dilation and squeeze of 1 or more, but has "
                 f"{list(self.groups)}, {self.kernel}, {self.dilation} and {self.squeeze}."
+            )
+
+
+@dataclass(frozen=True)
+class ConformerHeadConfig:
+    """The conformer with a class token; the defaults are those of its code (2.5 million numbers from 1024 dimensions)."""
+
+    width: int = 144
+    blocks: int = 4
+    heads: int = 4
+    kernel: int = 31
+    """Frames that a convolution sees; odd."""
+    ffn_multiple: int = 4
+    """Of the width, inside a feed-forward."""
+    conv_expansion: int = 2
+    """Of the width, inside a convolution."""
+    distance: int = 512
+    """Frames up to which distances to either side have vectors of their own."""
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class LcnnConfig:
+    """The light convolutional network of ASVspoof 2021's baseline (269,729 numbers from 60 dimensions)."""
+
+    projected: int | None = None
+    """Dimensions to which a linear layer brings the features first: the recurrent layers grow with the square of theirs.
+    None = there is no such layer, as in the baseline, whose features have 60."""
+    dropout: float = 0.7
+    """After the last convolution."""
+
+    def __post_init__(self) -> None:
+        if self.projected is not None and self.projected < 16:
+            raise ConfigError(f"`lcnn.projected` must be 16 or more, or null, but is {self.projected}.")
+
+
+@dataclass(frozen=True)
+class GmmConfig:
+    """Two Gaussian mixtures; the defaults are those of ASVspoof's baselines, and of scikit-learn, where they use it."""
+
+    components: int = 512
+    """Of each mixture."""
+    iterations: int = 10
+    """Of expectation maximisation, at most."""
+    tolerance: float = 1e-3
+    """A mixture is finished where its log-likelihood of a frame changes by less."""
+    floor: float = 1e-6
+    """Added to variances."""
+    sample: int = 100
+    """Frames per component, at most, that k-means sees; our choice."""
+
+    def __post_init__(self) -> None:
+        if min(self.components, self.iterations, self.sample) < 1 or not self.floor > 0:
+            raise ConfigError(
+                f"`gmm` must have 1 component, iteration and frame of its sample or more, and a `floor` above 0, but has "
+                f"{self.components}, {self.iterations}, {self.sample} and {self.floor}."
             )

@@ -39,7 +39,7 @@ class GraphAttention(nn.Module):
         nodes = self.dropout(nodes)
         scores = (_edges(self.edge, nodes) @ self.edge_weight).squeeze(3)  # (B, N, N)
         weights = _softmax(scores / self.temperature, valid[:, None])
-        return F.selu(_node_norm(self.norm, self.gathered(weights @ nodes) + self.own(nodes), valid))
+        return F.selu(node_norm(self.norm, self.gathered(weights @ nodes) + self.own(nodes), valid))
 
 
 class HeterogeneousAttention(nn.Module):
@@ -100,7 +100,7 @@ class HeterogeneousAttention(nn.Module):
         heard = (torch.tanh(self.master_edge(nodes * master)) @ self.weight_master).squeeze(2)  # (B, N)
         share = _softmax(heard / self.temperature, valid)[:, None]  # (B, 1, N)
         master = self.master_gathered(share @ nodes) + self.master_own(master)
-        nodes = F.selu(_node_norm(self.norm, self.gathered(weights @ nodes) + self.own(nodes), valid))
+        nodes = F.selu(node_norm(self.norm, self.gathered(weights @ nodes) + self.own(nodes), valid))
         return nodes[:, :border], nodes[:, border:], master
 
 
@@ -138,7 +138,7 @@ def _softmax(scores: Tensor, valid: Tensor) -> Tensor:
     return scores.masked_fill(~valid, -torch.inf).softmax(dim=-1)
 
 
-def _node_norm(norm: nn.BatchNorm1d, nodes: Tensor, valid: Tensor) -> Tensor:
+def node_norm(norm: nn.BatchNorm1d, nodes: Tensor, valid: Tensor) -> Tensor:
     """Batch norm over the nodes that count; 0 for the others."""
     return torch.zeros_like(nodes).masked_scatter(valid[:, :, None], batch_norm(norm, nodes[valid]).to(nodes.dtype))
 

@@ -1,0 +1,1 @@
+"""Linear-frequency cepstral coefficients, the baseline upstream of detecting spoofed speech."""
