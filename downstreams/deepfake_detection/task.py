@@ -6,7 +6,8 @@ holds seen attacks only.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from downstreams.deepfake_detection import inference, measure
+from downstreams.deepfake_detection import inference, measure, showing
 from downstreams.deepfake_detection.backends.build import build_detector
 from downstreams.deepfake_detection.backends.gmm import MixtureDetector
 from downstreams.deepfake_detection.config import DeepfakeConfig
@@ -24,12 +25,17 @@ from downstreams.deepfake_detection.head import Detector
 from downstreams.deepfake_detection.plan import BONA_FIDE, SPLITS
 from speechssl.data.corpus import Corpus
 from speechssl.errors import SpeechsslError
+from speechssl.inference import Prepared
+from speechssl.metric.calibration import Calibration
 from speechssl.metric.detection import equal_error_rate
+from speechssl.report.blocks import Section
 from speechssl.result import Evaluation
 from speechssl.task import Task, TaskData
 from speechssl.types import LossOutput, Utterance
 
 logger = logging.getLogger(__name__)
+INFER_BATCH = 64
+"""Windows of a user's files that the head judges at once."""
 
 
 class DeepfakeDetection(Task):
@@ -39,6 +45,10 @@ class DeepfakeDetection(Task):
     metric = "eer"
 
     config: DeepfakeConfig
+
+    def __init__(self, config: DeepfakeConfig) -> None:
+        super().__init__(config)
+        self.listening = inference.Listening()
 
     @override
     def prepare(self, corpus: Corpus) -> TaskData:
@@ -91,9 +101,13 @@ class DeepfakeDetection(Task):
         scores: list[Any] = (logits[:, 1] - logits[:, 0]).tolist()
         return scores
 
-    def prepare_files(self, utterances: Sequence[Utterance], folder: Path) -> list[Utterance]:
+    def change_listening(self, settings: Mapping[str, str]) -> None:
+        """See `inference.Listening`."""
+        self.listening = inference.Listening().changed(settings)
+
+    def prepare_files(self, utterances: Sequence[Utterance], folder: Path) -> Prepared:
         """See `inference.prepare_files`."""
-        return inference.prepare_files(utterances, folder, self.config.spoof.conditioning)
+        return inference.prepare_files(utterances, folder, self.config, self.listening)
 
     @override
     def infer(
@@ -105,8 +119,37 @@ class DeepfakeDetection(Task):
         folder: Path,
     ) -> Any:
         """See `inference.judge_files`."""
-        scores = super().infer(head, features, utterances, data, folder)
-        return inference.judge_files(scores, utterances, float(_detection_head(head).threshold))
+        del folder
+        scores = {u.id: score for u, score in self._score_alike(head, features, utterances, data)}
+        detector = _detection_head(head)
+        return inference.judge_files(
+            scores,
+            utterances,
+            threshold=float(detector.threshold),
+            calibration=Calibration(*detector.calibration.tolist()),
+            prior=self.listening.prior,
+        )
+
+    def _score_alike(
+        self, head: nn.Module, features: Mapping[str, Tensor], utterances: Sequence[Utterance], data: TaskData
+    ) -> Iterator[tuple[Utterance, float]]:
+        """Scores of batches in which all have one length."""
+        by_length = sorted(utterances, key=lambda u: len(features[u.id]))
+        for length, group in groupby(by_length, key=lambda u: len(features[u.id])):
+            alike = list(group)
+            for first in range(0, len(alike), INFER_BATCH):
+                part = alike[first : first + INFER_BATCH]
+                batch = torch.stack([features[u.id] for u in part])  # (B, T, D)
+                lengths = torch.full((len(part),), length, device=batch.device)
+                yield from zip(part, self.predict(head, batch, lengths, part, data), strict=True)
+
+    def table(self, found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+        """See `showing.table`."""
+        return showing.table(found)
+
+    def page(self, found: Mapping[str, Any]) -> Sequence[Section]:
+        """See `showing.page`."""
+        return showing.page(found)
 
     @override
     def evaluate(
@@ -116,7 +159,10 @@ class DeepfakeDetection(Task):
         real, spoofed = measure.real_and_spoofed(scored)
         if split != "test":
             rate, threshold = equal_error_rate([s for _, s in real], [s for _, s in spoofed])
-            _detection_head(head).threshold.fill_(threshold)
+            detector = _detection_head(head)
+            detector.threshold.fill_(threshold)
+            fitted = inference.calibrate([s for _, s in real], [s for _, s in spoofed])
+            detector.calibration.copy_(torch.tensor([fitted.scale, fitted.offset]))
             logger.debug("EER on %s %.4f at %.3f", split, rate, threshold)
             return Evaluation({"eer": measure.eer(real, spoofed), "min_dcf": measure.detection_cost(real, spoofed)})
         measure.write_scores(folder / "scores.tsv", scored)
