@@ -22,13 +22,15 @@ from downstreams.deepfake_detection.backends.gmm import MixtureDetector
 from downstreams.deepfake_detection.config import DeepfakeConfig
 from downstreams.deepfake_detection.data import prepare_set
 from downstreams.deepfake_detection.head import Detector
+from downstreams.deepfake_detection.labelled import read_labelled, refuse_labelled, write_tested
 from downstreams.deepfake_detection.plan import BONA_FIDE, SPLITS
 from speechssl.data.corpus import Corpus
 from speechssl.errors import SpeechsslError
+from speechssl.fitting import Joined, Passes, Report
 from speechssl.inference import Prepared
+from speechssl.lengths import lengths_to_padding_mask
 from speechssl.metric.calibration import Calibration
 from speechssl.metric.detection import equal_error_rate
-from speechssl.report.blocks import Section
 from speechssl.result import Evaluation
 from speechssl.task import Task, TaskData
 from speechssl.types import LossOutput, Utterance
@@ -52,6 +54,9 @@ class DeepfakeDetection(Task):
 
     @override
     def prepare(self, corpus: Corpus) -> TaskData:
+        if self.config.labels == "corpus":
+            return read_labelled(corpus, self.config)
+        refuse_labelled(corpus)
         if corpus.source != "debian":
             logger.warning("The corpus %s holds no human speech: the class 'bona fide' is only a stand-in", corpus.root)
         made = prepare_set(corpus, self.config.spoof)
@@ -147,7 +152,7 @@ class DeepfakeDetection(Task):
         """See `showing.table`."""
         return showing.table(found)
 
-    def page(self, found: Mapping[str, Any]) -> Sequence[Section]:
+    def page(self, found: Mapping[str, Any]) -> Sequence[Any]:
         """See `showing.page`."""
         return showing.page(found)
 
@@ -166,6 +171,9 @@ class DeepfakeDetection(Task):
             logger.debug("EER on %s %.4f at %.3f", split, rate, threshold)
             return Evaluation({"eer": measure.eer(real, spoofed), "min_dcf": measure.detection_cost(real, spoofed)})
         measure.write_scores(folder / "scores.tsv", scored)
+        if self.config.labels == "corpus":
+            write_tested(folder / "corpora.json", data.extra["tested"])
+            return conditions.evaluate_test(scored, float(_detection_head(head).threshold))
         return self._test(real, spoofed, float(_detection_head(head).threshold), data)
 
     def _test(self, real: measure.Scored, spoofed: measure.Scored, threshold: float, data: TaskData) -> Evaluation:

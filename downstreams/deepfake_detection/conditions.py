@@ -1,0 +1,71 @@
+"""What is reported of a labelled corpus: all attacks of its test, and each attack, codec and other condition.
+
+As in the evaluation packages of ASVspoof, an attack, its family or its vocoder is compared with all bona fide speech,
+while a codec, transmission, language or gender has both classes.
+"""
+
+import logging
+from collections.abc import Mapping
+
+from downstreams.deepfake_detection import measure
+from downstreams.deepfake_detection.measure import Scored
+from speechssl.result import Evaluation, MetricValue
+
+logger = logging.getLogger(__name__)
+OF_SPOOF = ("attack", "family", "vocoder", "attack_tag")
+"""Labels that only spoofed speech has."""
+OF_BOTH = ("codec", "codec_quality", "transmission", "origin", "subset", "trim", "gender", "language")
+
+
+def evaluate_test(scored: Scored, threshold: float) -> Evaluation:
+    """The test of the corpus that was trained on, and of the others behind it.
+
+    Args:
+        scored: with the labels of `labelled`; the first utterance's `corpus` is the one of the headline.
+        threshold: found on dev.
+    """
+    names = list(dict.fromkeys(str(u.labels["corpus"]) for u, _ in scored))
+    parts = {name: [s for s in scored if s[0].labels["corpus"] == name] for name in names}
+    main, *others = names
+    real, spoofed = measure.real_and_spoofed(parts[main])
+    metrics = {"eer": measure.eer(real, spoofed), "min_dcf": measure.detection_cost(real, spoofed)}
+    unseen = [s for s in spoofed if not s[0].labels["seen"]]
+    if 0 < len(unseen) < len(spoofed):
+        metrics["eer_unseen"] = measure.eer(real, unseen)
+    breakdown = dict(by_condition(parts[main]))
+    breakdown["false acceptance by attack"] = measure.acceptance_by("attack", spoofed, threshold, accepted=True)
+    breakdown["false rejection by language"] = measure.acceptance_by("language", real, threshold, accepted=False)
+    if others:
+        sides = {name: measure.real_and_spoofed(part) for name, part in parts.items()}
+        breakdown["eer by corpus"] = {name: measure.eer(*side) for name, side in sides.items()}
+        breakdown["min dcf by corpus"] = {name: measure.detection_cost(*side) for name, side in sides.items()}
+        for name in others:
+            breakdown |= {f"{name}: {what}": found for what, found in by_condition(parts[name]).items()}
+    return Evaluation(metrics, breakdown, {"scores": "scores.tsv", "corpora": "corpora.json"})
+
+
+def by_condition(scored: Scored) -> dict[str, Mapping[str, MetricValue]]:
+    """'eer by <label>' -> value -> equal error rate, of each label that has more than one value."""
+    real, spoofed = measure.real_and_spoofed(scored)
+    found: dict[str, Mapping[str, MetricValue]] = {}
+    for label in (*OF_SPOOF, *OF_BOTH):
+        values = _values(label, spoofed)
+        rates = {}
+        for value in values if len(values) > 1 else ():
+            fakes = _with(spoofed, label, value)
+            others = real if label in OF_SPOOF else _with(real, label, value)
+            if others:
+                rates[value] = measure.eer(others, fakes)
+            else:
+                logger.info("No bona fide speech has %s '%s': it gets no rate of its own", label, value)
+        if rates:
+            found[f"eer by {label.replace('_', ' ')}"] = rates
+    return found
+
+
+def _values(label: str, scored: Scored) -> list[str]:
+    return sorted({str(u.labels[label]) for u, _ in scored if u.labels.get(label) is not None})
+
+
+def _with(scored: Scored, label: str, value: str) -> Scored:
+    return [s for s in scored if str(s[0].labels.get(label)) == value]
