@@ -3,8 +3,8 @@
 import copy
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol, runtime_checkable
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from speechssl.adapt.methods import adapt, merge
 from speechssl.config import from_dict, to_dict
-from speechssl.errors import ManifestError, SpeechsslError
+from speechssl.errors import AudioError, ConfigError, ManifestError, SpeechsslError
 from speechssl.extraction import extract, resolve_items
 from speechssl.files import replacing
 from speechssl.probe import Probe, build_probe, load_probe
+from speechssl.progress import progress
 from speechssl.registry import task_module
 from speechssl.task import Task, TaskData
 from speechssl.types import Utterance
@@ -29,12 +30,35 @@ FORMAT = 1
 FILE = "task.json"
 
 
-@runtime_checkable
-class PreparesFiles(Protocol):
-    """A task whose training audio went through more than reading, which a user's files must go through too."""
+GROUP = 16
+"""Files that are heard before their features are given up, where each is judged for itself."""
 
-    def prepare_files(self, utterances: Sequence[Utterance], folder: Path) -> list[Utterance]:
-        """Writes the prepared audio into `folder` and returns the utterances to score, one or more per file."""
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a task hears of a user's files."""
+
+    utterances: Sequence[Utterance]
+    """One or more per file, which the label `file` names."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Path of a file that can't be judged -> why, a sentence."""
+
+
+@runtime_checkable
+class JudgesFiles(Protocol):
+    """A task that cuts or changes a user's files before it hears them, and says of each something of its own."""
+
+    def change_listening(self, settings: Mapping[str, str]) -> None:
+        """Takes what the user set; raises UnknownNameError or ConfigError."""
+
+    def prepare_files(self, utterances: Sequence[Utterance], folder: Path) -> Prepared:
+        """Cuts files into what is heard; audio that is changed is written into `folder`."""
+
+    def table(self, found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+        """What `infer` found as a table for a terminal: its header and its rows."""
+
+    def page(self, found: Mapping[str, Any]) -> Sequence[Any]:
+        """What `infer` found as sections of a page, see `speechssl.report.blocks`."""
 
 
 def save_task(
@@ -67,6 +91,7 @@ def infer(
     upstream: str | Path | Upstream | None = None,
     out: str | Path | None = None,
     device: str = "cpu",
+    settings: Mapping[str, str] | None = None,
 ) -> Any:
     """Applies a trained task to audio files.
 
@@ -75,27 +100,61 @@ def infer(
         files: audio files, folders or globs.
         upstream: where the upstream is now; None = where it was when the head was trained.
         out: folder for what the task writes (audio, ...); None = `infer` below the run folder.
+        settings: of the task's own, such as {'hop': '0.25'} of deepfake detection.
 
     Returns:
-        What the task's `infer` returns: for ASR path -> text, for speaker verification the similarities, ...
+        What the task's `infer` returns: for ASR path -> text, for speaker verification the similarities, ... A task
+        that judges each file for itself gives {'error': sentence} for one that it can't judge, unless that is all.
 
     Raises:
         ManifestError: no finished run there.
         SpeechsslError: another upstream than the one that the head was trained on.
         AudioError: a file that can't be read.
+        ConfigError: a setting that the task doesn't have.
     """
     run = load_run(run_folder, upstream=upstream, device=device)
+    folder = Path(run_folder) / "infer" if out is None else Path(out)
+    return infer_with(run, files, folder=folder, settings=settings)
+
+
+def infer_with(
+    run: "LoadedRun", files: Sequence[str | Path], *, folder: Path, settings: Mapping[str, str] | None = None
+) -> Any:
+    """`infer` with a run that is loaded; `folder` gets what the task writes."""
     task = run.task
     utterances = resolve_items(files)
-    features = {}
-    with TemporaryDirectory(prefix="speechssl-") as prepared, torch.no_grad():
-        if isinstance(task, PreparesFiles):
-            utterances = task.prepare_files(utterances, Path(prepared))
-        for utterance, states in extract(run.upstream, utterances, layers=run.layers):
-            pooled = task.config.features.pooling == "mean"
-            features[utterance.id] = run.join([s.mean(dim=0) if pooled else s for s in states])
-        target = Path(run_folder) / "infer" if out is None else Path(out)
-        return task.infer(run.probe.head, features, utterances, run.data, target)
+    if isinstance(task, JudgesFiles):
+        task.change_listening(settings or {})
+        return _judge(run, task, utterances, folder)
+    if settings:
+        raise ConfigError(f"The task '{task.name}' has no settings for files: leave out '{next(iter(settings))}'.")
+    with torch.no_grad():
+        return task.infer(run.probe.head, run.features(utterances), utterances, run.data, folder)
+
+
+def _judge(run: "LoadedRun", task: JudgesFiles, utterances: Sequence[Utterance], folder: Path) -> dict[str, Any]:
+    """A few files after the other, so that memory does not grow with their number."""
+    found: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    with progress(f"Applying {run.task.name}", len(utterances), unit="files") as advance, torch.no_grad():
+        for first in range(0, len(utterances), GROUP):
+            group = utterances[first : first + GROUP]
+            with TemporaryDirectory(prefix="speechssl-") as prepared_audio:
+                prepared = task.prepare_files(group, Path(prepared_audio))
+                bad: dict[str, str] = {}
+                features = run.features(prepared.utterances, bad=bad)
+            refused |= prepared.refused
+            refused |= {u.labels["file"]: bad[u.id] for u in prepared.utterances if u.id in bad}
+            heard = [u for u in prepared.utterances if u.labels["file"] not in refused]
+            if heard:
+                found.update(run.task.infer(run.probe.head, features, heard, run.data, folder))
+            advance(len(group))
+    if refused and not found:
+        more = f" {len(refused) - 1} more files can't be judged either." if len(refused) > 1 else ""
+        raise AudioError(f"{next(iter(refused.values()))}{more}")
+    for sentence in refused.values():
+        logger.warning("Not judged: %s", sentence)
+    return {path: found.get(path, {"error": refused.get(path)}) for path in dict.fromkeys(u.path for u in utterances)}
 
 
 @dataclass(frozen=True)
@@ -111,6 +170,18 @@ class LoadedRun:
     """Adapted, where the run adapted it."""
     layers: tuple[int, ...]
     device: str
+
+    def features(
+        self, utterances: Sequence[Utterance], *, bad: MutableMapping[str, str] | None = None
+    ) -> dict[str, Tensor]:
+        """What the head hears of each utterance by its id, (T, E) or (E,).
+
+        Args:
+            bad: receives id -> sentence of each that can't be heard; None = such a one is an error.
+        """
+        pooled = self.task.config.features.pooling == "mean"
+        heard = extract(self.upstream, utterances, layers=self.layers, skip_bad=bad is not None, bad=bad)
+        return {u.id: self.join([s.mean(dim=0) if pooled else s for s in states]) for u, states in heard}
 
     def join(self, states: Sequence[Tensor]) -> Tensor:
         """The layers of an utterance, (T, D) or (D,) each, as the head hears them, (T, E) or (E,)."""

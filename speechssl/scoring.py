@@ -136,15 +136,22 @@ def run_score(
     return module, scores
 
 
-def _read_settings(texts: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
+def split_settings(texts: Sequence[str]) -> dict[str, str]:
+    """'name=value' each -> name -> value."""
     found: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not value:
             raise ConfigError(f"A setting must be given as NAME=VALUE, but is '{text}'.")
+        found[name] = value
+    return found
+
+
+def _read_settings(texts: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
+    found = split_settings(texts)
+    for name in found:
         if name not in known:
             raise ConfigError(f"Unknown setting '{name}'.{suggest(name, known)}")
-        found[name] = value
     return found
 
 

@@ -26,7 +26,7 @@ from downstreams.deepfake_detection.backends.nes2net import Nes2Net
 from downstreams.deepfake_detection.backends.sls import Sls
 from downstreams.deepfake_detection.backends.window import fit_frames
 from downstreams.deepfake_detection.config import HEADS, PRESETS
-from downstreams.deepfake_detection.head import Detector
+from downstreams.deepfake_detection.head import FOUND_ON_DEV, Detector
 from speechssl.config import load_config
 from speechssl.errors import AudioError, ConfigError, SpeechsslError
 from speechssl.featurizer.build import build_featurizer
@@ -58,7 +58,7 @@ def batch(size: int, lengths: tuple[int, ...] = LENGTHS) -> tuple[Tensor, Tensor
 
 def official_weights(module: nn.Module) -> dict[str, Tensor]:
     """As the published code saves them."""
-    return {official_name(k): v for k, v in module.state_dict().items() if not k.endswith("threshold")}
+    return {official_name(k): v for k, v in module.state_dict().items() if not k.endswith(FOUND_ON_DEV)}
 
 
 def count(module: nn.Module) -> int:

@@ -45,10 +45,13 @@ def speech_bounds(waveform: Tensor, threshold_db: float) -> tuple[int, int]:
 
 def crop(waveform: Tensor, seconds: float, generator: torch.Generator) -> Tensor:
     """A stretch of `seconds` from anywhere in the waveform, or all of it where it is shorter, (S,) -> (S',)."""
-    size = round(seconds * SAMPLE_RATE)
-    spare = waveform.numel() - size
-    start = int(torch.randint(max(spare, 0) + 1, (), generator=generator))
-    return waveform[start : start + size]
+    start = _draw_start(waveform.numel(), seconds, generator)
+    return waveform[start : start + round(seconds * SAMPLE_RATE)]
+
+
+def _draw_start(samples: int, seconds: float, generator: torch.Generator) -> int:
+    spare = samples - round(seconds * SAMPLE_RATE)
+    return int(torch.randint(max(spare, 0) + 1, (), generator=generator))
 
 
 def take_segment(waveform: Tensor, sample_rate: int, config: ConditioningConfig, generator: torch.Generator) -> Tensor:
@@ -67,11 +70,20 @@ def finish(segment: Tensor, config: ConditioningConfig, generator: torch.Generat
     Returns:
         (seconds * 16 000,) float32, or None where there is too little speech.
     """
-    segment = trim_silence(segment, config.trim_db)
+    found = cut_and_finish(segment, config, generator)
+    return None if found is None else found[1]
+
+
+def cut_and_finish(
+    segment: Tensor, config: ConditioningConfig, generator: torch.Generator
+) -> tuple[int, Tensor] | None:
+    """What `finish` returns, and before it the sample of the segment that it begins with."""
+    first, last = speech_bounds(segment, config.trim_db)
     size = round(config.seconds * SAMPLE_RATE)
-    if segment.numel() < size or not bool(segment.isfinite().all()):
+    if last - first < size or not bool(segment.isfinite().all()):
         return None
-    waveform = crop(segment, config.seconds, generator)
+    first += _draw_start(last - first, config.seconds, generator)
+    waveform = segment[first : first + size]
     rms = float(waveform.square().mean().sqrt())
     if rms < 1e-5:
         return None
@@ -80,33 +92,40 @@ def finish(segment: Tensor, config: ConditioningConfig, generator: torch.Generat
     noise = torch.randn(size, generator=generator) * rms * 10 ** (-snr / 20)
     waveform = band_limit(waveform / rms + noise / rms, config.low_hz, config.high_hz)
     waveform = code(set_level(waveform, config.level_db), config.codec)[:size]
-    return set_level(waveform - waveform.mean(), config.level_db)
+    return first, set_level(waveform - waveform.mean(), config.level_db)
 
 
-def windows(waveform: Tensor, config: ConditioningConfig) -> list[tuple[float, Tensor]]:
+def windows(waveform: Tensor, config: ConditioningConfig, *, hop: float | None = None) -> list[tuple[float, Tensor]]:
     """Brings a whole recording to the common form, stretch after stretch from the first speech to the last.
 
     An utterance of the set is one such stretch from a random place. Here the crop and the noise depend on the number of
-    the stretch alone, so that neither the level of the recording nor the silence around the speech changes them.
+    the stretch alone, so that neither the level of the recording nor the silence around the speech changes them. Less
+    speech than one stretch is repeated from its beginning, as published systems do it with short files.
 
     Args:
         waveform: (S,) at 16 kHz.
+        hop: seconds from one stretch to the next; None = that of a stretch.
 
     Returns:
-        (where it begins, seconds; (seconds * 16 000,)) for each stretch with enough speech; none where there is too
-        little of it.
+        (where it begins, seconds; (seconds * 16 000,)) for each stretch with enough speech, in order; none where there
+        is none of it.
     """
     first, last = speech_bounds(waveform, config.trim_db)
     size, length = round(config.seconds * SAMPLE_RATE), round((config.seconds + MARGIN) * SAMPLE_RATE)
-    starts = list(range(first, max(last - size, first) + 1, size))
+    if 0 < last - first < size:
+        times = -(-(size + length) // (last - first))
+        finished = finish(waveform[first:last].repeat(times), config, torch.Generator().manual_seed(0))
+        return [] if finished is None else [(first / SAMPLE_RATE, finished)]
+    starts = list(range(first, max(last - size, first) + 1, size if hop is None else round(hop * SAMPLE_RATE)))
     if last > starts[-1] + length:
         starts.append(last - length)
     found = []
     for number, start in enumerate(starts):
-        finished = finish(waveform[start : min(start + length, last)], config, torch.Generator().manual_seed(number))
-        if finished is not None:
-            found.append((start / SAMPLE_RATE, finished))
-    return found
+        segment = waveform[start : min(start + length, last)]
+        cut = cut_and_finish(segment, config, torch.Generator().manual_seed(number))
+        if cut is not None:
+            found.append(((start + cut[0]) / SAMPLE_RATE, cut[1]))
+    return sorted(found, key=lambda one: one[0])
 
 
 def band_limit(waveform: Tensor, low_hz: float, high_hz: float) -> Tensor:

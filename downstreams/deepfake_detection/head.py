@@ -12,6 +12,9 @@ from typing_extensions import override
 from speechssl.head.standardise import Standardise
 from speechssl.lengths import lengths_to_padding_mask
 
+FOUND_ON_DEV = ("threshold", "calibration")
+"""Buffers of a detector that no training sets."""
+
 
 class Detector(nn.Module, ABC):
     """Tells spoofed speech from bona fide."""
@@ -19,9 +22,15 @@ class Detector(nn.Module, ABC):
     threshold: Tensor
     """Scores above it count as real speech: the equal-error threshold on dev, which travels with the checkpoint."""
 
+    calibration: Tensor
+    """(2,) scale and offset of the map from scores to natural log-likelihood ratios of real over spoofed speech, fitted
+    on dev; NaN = not known, as of heads that were saved before there was one."""
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("calibration", torch.full((2,), torch.nan))
+        self.register_load_state_dict_pre_hook(_without_calibration)
 
     @abstractmethod
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
@@ -34,6 +43,12 @@ class Detector(nn.Module, ABC):
         Returns:
             (B, 2).
         """
+
+
+def _without_calibration(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Lets weights in that know no calibration."""
+    del module
+    state.setdefault(f"{prefix}calibration", torch.full((2,), torch.nan))
 
 
 class AttentiveStatistics(nn.Module):

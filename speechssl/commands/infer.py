@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -52,6 +53,14 @@ def command(  # noqa: PLR0917  typer calls it by keyword
         str | None, typer.Option("--upstream", "-u", help="Where the upstream is now, if it was moved.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="Deepfake detection: hop=0.25, window=2 (seconds), prior=0.1 (of spoofed)."),
+    ] = None,
+    table: Annotated[bool, typer.Option("--table", help="Deepfake detection: a table instead of JSON.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Deepfake detection: HTML page to write, with a curve over time for each file.")
+    ] = None,
     source: Annotated[Path | None, typer.Option(help="Conversion: what is to be said, of any length.")] = None,
     voice: Annotated[
         list[Path] | None, typer.Option(help="Conversion: speech of the target, several files; or one .voice.")
@@ -79,6 +88,8 @@ def command(  # noqa: PLR0917  typer calls it by keyword
 
     Example: speechssl infer exp/asr/pretrained/seed0 a.flac b.wav -o transcripts.json
 
+    Example: speechssl infer exp/deepfake_detection/pretrained/seed0 calls/ --table --plot calls.html -s hop=0.5
+
     Example: speechssl infer voice_conversion --run exp/voice_conversion/hubert_base/seed0 --source a.wav --voice b.wav
     c.wav --out d.wav
     """
@@ -88,7 +99,13 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     if not named and not given:
         if not files:
             raise ConfigError("Name audio files or folders after the run folder.")
-        _apply(run_folder, files, out=out, upstream=upstream, device=device)
+        if out is not None:  # before anything is computed
+            _check_out(out)
+        shown = table or plot is not None
+        found = _apply(
+            run_folder, files, out=out, settings=setting or (), shown=shown, upstream=upstream, device=device
+        )
+        _show(found, run_folder, out=out, table=table, plot=plot)
         return
     if files:
         raise ConfigError(
@@ -115,24 +132,66 @@ def command(  # noqa: PLR0917  typer calls it by keyword
         _tell(kept, made)
 
 
-def _apply(run_folder: Path, files: Sequence[Path], *, out: Path | None, upstream: str | None, device: str) -> None:
-    from speechssl.files import replacing
-    from speechssl.inference import infer
+def _check_out(out: Path) -> None:
+    if out.is_dir():
+        raise SpeechsslError(f"The output {out} is a folder: name a JSON file, such as {out / 'results.json'}.")
+    out.parent.mkdir(parents=True, exist_ok=True)
 
-    if out is not None:  # before anything is computed
-        if out.is_dir():
-            raise SpeechsslError(f"The output {out} is a folder: name a JSON file, such as {out / 'results.json'}.")
-        out.parent.mkdir(parents=True, exist_ok=True)
+
+def _apply(
+    run_folder: Path,
+    files: Sequence[Path],
+    *,
+    out: Path | None,
+    settings: Sequence[str],
+    shown: bool,
+    upstream: str | None,
+    device: str,
+) -> "Applied":
+    from speechssl.inference import JudgesFiles, infer_with, load_run
+    from speechssl.scoring import split_settings
+
+    given = split_settings(settings)
+    run = load_run(run_folder, upstream=upstream, device=device)
+    if shown and not isinstance(run.task, JudgesFiles):
+        raise ConfigError(f"The task '{run.task.name}' shows files as JSON only: leave out `--table` and `--plot`.")
     # Beside the JSON file, and never the file itself.
-    artifacts = None if out is None else out.with_suffix("") if out.suffix else out.with_name(f"{out.name}_files")
-    found = infer(run_folder, files, upstream=upstream, out=artifacts, device=device)
+    beside = None if out is None else out.with_suffix("") if out.suffix else out.with_name(f"{out.name}_files")
+    return Applied(run.task, infer_with(run, files, folder=beside or run_folder / "infer", settings=given))
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What was found, and the task that can show it."""
+
+    task: Any
+    found: Any
+
+
+def _show(applied: Applied, run_folder: Path, *, out: Path | None, table: bool, plot: Path | None) -> None:
+    """JSON into a file, else a table or JSON to standard output; and a page."""
+    from speechssl.files import replacing
+
+    task, found = applied.task, applied.found
     text = json.dumps(found, indent=1, ensure_ascii=False)
-    if out is None:
+    if out is not None:
+        with replacing(out) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+        typer.echo(f"Wrote {out}.")
+    if table:
+        from rich.console import Console
+
+        from speechssl.console import FittingTable
+
+        header, rows = task.table(found)
+        Console().print(FittingTable(f"{task.name} with {run_folder}", header, rows))
+    elif out is None:
         typer.echo(text)
-        return
-    with replacing(out) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
-    typer.echo(f"Wrote {out}.")
+    if plot is not None:
+        from speechssl.report.page import write_sections
+
+        write_sections(task.page(found), plot, title=f"{task.name} with {run_folder}")
+        typer.echo(f"Wrote {plot}.", err=True)
 
 
 def _check(source: Path | None, voice: Sequence[Path] | None, out: Path | None, save_voice: Path | None) -> None:

@@ -61,12 +61,25 @@ def write_report(
 
 def render_page(collection: Collection, *, title: str, examples: int) -> tuple[str, list[str]]:
     """Returns the page, and the sentences about what is left out of it."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
     results = [run.result for run in collection.runs]
     groups = group_runs(results)
     problems = [*collection.problems, *provenance.mixed_configs(groups)]
     sections = _sections(collection, groups, problems, examples)
+    return _fill(title=title, sections=sections, problems=problems, **_facts(results, groups)), problems
+
+
+def write_sections(sections: Sequence[Section], path: Path, *, title: str) -> None:
+    """Writes a page of sections that are about no runs, such as what `speechssl infer` found."""
+    html = _fill(title=title, sections=sections, problems=[], **_facts([], []))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(html, encoding="utf-8")
+
+
+def _fill(**content: Any) -> str:
+    """The template with what it is to show."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
     environment = Environment(
         loader=FunctionLoader(_resource), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -74,10 +87,7 @@ def render_page(collection: Collection, *, title: str, examples: int) -> tuple[s
     environment.tests["table"] = lambda b: isinstance(b, Table)
     environment.tests["listen"] = lambda b: isinstance(b, Listen)
     environment.tests["code"] = lambda b: isinstance(b, Code)
-    html = environment.get_template("page.html").render(
-        title=title, sections=sections, problems=problems, css=_resource("page.css"), **_facts(results, groups)
-    )
-    return html, problems
+    return environment.get_template("page.html").render(css=_resource("page.css"), **content)
 
 
 def _resource(name: str) -> str:

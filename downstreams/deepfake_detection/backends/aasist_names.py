@@ -9,6 +9,7 @@ from torch import Tensor
 
 from downstreams.deepfake_detection.backends.aasist import Aasist, RawAasist
 from downstreams.deepfake_detection.backends.config import RAW_AASIST, RAW_AASIST_L, AasistConfig
+from downstreams.deepfake_detection.head import FOUND_ON_DEV
 from speechssl.checkpoint import load_weights, read_file
 from speechssl.errors import SpeechsslError
 
@@ -79,8 +80,8 @@ def load_official(network: Aasist | RawAasist, weights: Mapping[str, Tensor], *,
     theirs = {official_name(name): name for name in network.state_dict()}
     plain = {name.removeprefix(PARALLEL): value for name, value in weights.items()}
     ours = {theirs.get(name, name): value for name, value in plain.items() if not name.startswith(UPSTREAM)}
-    threshold = frozenset(name for name in network.state_dict() if name.split(".")[-1] == "threshold")
-    load_weights(network, ours, origin=origin, optional=threshold, their_name=official_name)
+    found_on_dev = frozenset(name for name in network.state_dict() if name.split(".")[-1] in FOUND_ON_DEV)
+    load_weights(network, ours, origin=origin, optional=found_on_dev, their_name=official_name)
 
 
 def read_official(path: Path) -> RawAasist:
