@@ -6,14 +6,12 @@ waveform, of either class, is resampled, trimmed by one energy rule, cropped to 
 band-limited, passed through one codec and brought to one level. S samples.
 """
 
-import io
-
-import soundfile
 import torch
 import torchaudio.functional as AF
 from torch import Tensor
 
 from downstreams.deepfake_detection.config import ConditioningConfig
+from speechssl.augment import codec as codecs
 
 SAMPLE_RATE = 16_000  # Hz
 FRAME, HOP = 320, 160  # samples of the energy rule: 20 and 10 ms
@@ -145,11 +143,4 @@ def set_level(waveform: Tensor, level_db: float) -> Tensor:
 
 def code(waveform: Tensor, codec: str) -> Tensor:
     """Passes (S,) through a lossy codec and back; the length is kept."""
-    if codec == "none":
-        return waveform
-    container, subtype = {"vorbis": ("OGG", "VORBIS"), "mp3": ("MP3", "MPEG_LAYER_III")}[codec]
-    buffer = io.BytesIO()
-    soundfile.write(buffer, waveform.numpy(), SAMPLE_RATE, format=container, subtype=subtype)
-    buffer.seek(0)
-    decoded = torch.from_numpy(soundfile.read(buffer, dtype="float32")[0])
-    return torch.nn.functional.pad(decoded, (0, max(0, waveform.numel() - decoded.numel())))[: waveform.numel()]
+    return waveform if codec == "none" else codecs.code(waveform, codec, sample_rate=SAMPLE_RATE)
