@@ -13,7 +13,8 @@ Metrics
 * :func:`min_dcf`: the lowest normalised detection cost over all thresholds (NIST SRE).
 * :func:`detection_error_tradeoff`: the points of a DET curve.
 
-Metrics of scores that are log-likelihood ratios are in `speechssl.metric.calibration`.
+Metrics of scores that are log-likelihood ratios are in `speechssl.metric.calibration`, those of verification under
+spoofing in `speechssl.metric.tandem`, intervals in `speechssl.metric.interval` and `.detection_interval`.
 
 The equal error rate follows the official ASVspoof scripts (`compute_det_curve` and `compute_eer` of the ASVspoof 2019,
 2021 and 5 evaluation packages): scores are merged by a stable sort, targets before non-targets, and the mean of the two
@@ -22,7 +23,6 @@ form one threshold and the crossing is found by linear interpolation of the ROC 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -164,10 +164,15 @@ def validate(target_scores: ArrayLike, nontarget_scores: ArrayLike) -> tuple[Flo
     Raises:
         SpeechsslError: an empty side, or scores that are not finite.
     """
-    return _scores(target_scores, "target_scores"), _scores(nontarget_scores, "nontarget_scores")
+    return validate_side(target_scores, "target_scores"), validate_side(nontarget_scores, "nontarget_scores")
 
 
-def _scores(values: Any, name: str) -> Floats:
+def validate_side(values: ArrayLike, name: str) -> Floats:
+    """One side as float64; `name` is what messages call it.
+
+    Raises:
+        SpeechsslError: no score, or one that is not finite.
+    """
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim != 1 or scores.size == 0:
         raise SpeechsslError(

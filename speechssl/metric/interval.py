@@ -48,7 +48,11 @@ def bootstrap_interval(
     if units < 1:
         raise SpeechsslError(f"`units` must be >= 1, but is {units}: there is nothing to resample.")
     counts = np.random.default_rng(seed).multinomial(units, np.full(units, 1.0 / units), size=replicates)
-    values = statistic(counts.astype(np.float64))
+    return percentile_interval(statistic(counts.astype(np.float64)), level)
+
+
+def percentile_interval(values: Floats, level: float = LEVEL) -> tuple[float, float]:
+    """The middle `level` of (R,) replicates, those that are NaN left out; (nan, nan) where none is left."""
     values = values[np.isfinite(values)]
     if values.size == 0:
         return float("nan"), float("nan")
