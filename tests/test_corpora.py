@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from corpus_trees import BOM, TREES, put_audio, put_list
+from corpus_trees import BOM, put_audio, put_list
+from corpus_trees import TREES as OTHER_TREES
+from spoof_trees import SPOOF_TREES
 
 from speechssl import cli
 from speechssl.data.corpora.audit import audit, find_missing
@@ -20,7 +22,10 @@ from speechssl.data.corpus import open_corpus
 from speechssl.data.sources import open_source
 from speechssl.errors import ConfigError, ManifestError, UnknownNameError
 
+TREES = OTHER_TREES | SPOOF_TREES
 NAMES = sorted(TREES)
+WITHOUT_DEV = ("asvspoof2021_df", "asvspoof2021_la", "in_the_wild", "mlaad")
+"""Corpora that are nothing but a test."""
 LISTS = (".txt", ".csv", ".tsv", ".lst", ".rttm", ".scp", "segments", "utt2spk")
 
 
@@ -44,10 +49,15 @@ def reading_of(name: str, source: Path) -> Reading:
     return module.read(source, getattr(module, "CONFIG", None))
 
 
+def small(name: str) -> str:
+    """A split that every corpus of its kind has."""
+    return "test" if name in WITHOUT_DEV else "dev"
+
+
 def a_file(name: str, source: Path) -> Path:
     """An audio file that the lists name."""
     splits = reading_of(name, source).splits
-    return Path(splits["dev"][0].path)
+    return Path(splits[small(name)][0].path)
 
 
 def run(*argv: object) -> int:
@@ -81,7 +91,7 @@ def test_manifests_say_what_the_files_are(name, tree, tmp_path):
     corpus = open_corpus(tmp_path / "out")
     assert (corpus.name, corpus.source) == (name, "published")
     splits = set(reading_of(name, tree).splits)
-    assert {"dev", "test"} < splits and set(corpus.splits()) == set(info["splits"]) == splits
+    assert {small(name), "test"} <= splits and set(corpus.splits()) == set(info["splits"]) == splits
     for split in splits:
         utterances = corpus.utterances(split)
         assert len(utterances) == len({u.id for u in utterances}) == info["splits"][split]["utterances"] > 0
@@ -98,8 +108,8 @@ def test_lhotse_reads_the_manifests_and_the_audio(name, tree, tmp_path):
     from lhotse import CutSet
 
     prepare_corpus(name, tree, tmp_path / "out")
-    cuts = CutSet.from_file(tmp_path / "out" / "manifests" / "dev.jsonl.gz").to_eager()
-    utterances = open_corpus(tmp_path / "out").utterances("dev")
+    cuts = CutSet.from_file(tmp_path / "out" / "manifests" / f"{small(name)}.jsonl.gz").to_eager()
+    utterances = open_corpus(tmp_path / "out").utterances(small(name))
     assert [c.id for c in cuts] == [u.id for u in utterances]
     last = list(cuts)[-1]
     assert last.load_audio().shape == (1, last.num_samples)
@@ -114,10 +124,10 @@ def test_a_finished_corpus_is_left_as_it_is_until_the_source_changes(name, tree,
     stamps = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
     assert prepare_corpus(name, tree, out) == first
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == stamps
-    manifest = out / "manifests" / "dev.jsonl.gz"
+    manifest = out / "manifests" / f"{small(name)}.jsonl.gz"
     manifest.write_bytes(manifest.read_bytes()[:-9])
     assert prepare_corpus(name, tree, out)["fingerprint"] == first["fingerprint"]
-    assert manifest.stat().st_mtime_ns != stamps[manifest] and open_corpus(out).utterances("dev")
+    assert manifest.stat().st_mtime_ns != stamps[manifest] and open_corpus(out).utterances(small(name))
 
 
 def test_equal_corpora_in_two_places_have_one_fingerprint(name, tree, tmp_path):
@@ -134,11 +144,11 @@ def test_equal_corpora_in_two_places_have_one_fingerprint(name, tree, tmp_path):
 def test_a_missing_file_is_counted_named_refused_or_left_out(name, tree, tmp_path):
     path = a_file(name, tree)
     before = {row.what: row.found for row in audit(name, tree)}
-    lost = sum(item.path == str(path) for item in reading_of(name, tree).splits["dev"])
+    lost = sum(item.path == str(path) for item in reading_of(name, tree).splits[small(name)])
     path.unlink()
     rows = {row.what: row for row in audit(name, tree)}
-    row = rows["dev: utterances"]
-    assert row.fault and row.found == before["dev: utterances"] - lost
+    row = rows[f"{small(name)}: utterances"]
+    assert row.fault and row.found == before[row.what] - lost
     assert len(row.examples) == 1 and row.examples[0].endswith(path.name)
     with pytest.raises(ManifestError, match=rf"1 audio files .* missing below .*{path.name}: fetch.*--skip-bad"):
         prepare_corpus(name, tree, tmp_path / "out")
@@ -146,7 +156,7 @@ def test_a_missing_file_is_counted_named_refused_or_left_out(name, tree, tmp_pat
     info = prepare_corpus(name, tree, tmp_path / "out", skip_bad=True)
     (source,) = info["sources"]
     assert source["skipped"]["missing"] == 1 and info["bad"][0].endswith(path.name)
-    assert str(path) not in {u.path for u in open_corpus(tmp_path / "out").utterances("dev")}
+    assert str(path) not in {u.path for u in open_corpus(tmp_path / "out").utterances(small(name))}
 
 
 def test_an_unreadable_file_is_named_refused_or_left_out_and_taken_when_mended(name, tree, tmp_path):

@@ -1,13 +1,14 @@
 """Counts what there should be of a published corpus and what there is, without opening audio."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from speechssl.config import load_config
-from speechssl.data.corpora.base import EXAMPLES, CorpusModule, NoSettings, Reading, corpus_module
+from speechssl.data.corpora.base import EXAMPLES, CorpusModule, Item, NoSettings, Reading, corpus_module
 from speechssl.errors import ConfigError
 
 
@@ -60,7 +61,23 @@ def audit_rows(reading: Reading, missing: Mapping[str, Sequence[str]]) -> list[R
         for label, values in ({} if count is None else count.distinct).items():
             known = {str(item.labels[label]) for item in items if label in item.labels}
             rows.append(Row(f"{split}: values of '{label}'", values, len(known), (), len(known) < values))
+        rows += _value_rows(split, items, frozenset(lost), reading.counted)
     return rows + [Row(note.what, None, note.count, note.examples) for note in reading.notes]
+
+
+def _value_rows(split: str, items: Sequence[Item], lost: frozenset[str], labels: Sequence[str]) -> list[Row]:
+    """One row per value of each label: how many utterances the lists name, and of how many the files are there."""
+    rows = []
+    for label in labels:
+        listed = Counter(str(item.labels[label]) for item in items if label in item.labels)
+        gone = Counter(
+            str(item.labels[label]) for item in items if label in item.labels and not lost.isdisjoint(item.files())
+        )
+        rows += [
+            Row(f"{split}: {label} '{value}'", count, count - gone[value], (), gone[value] > 0)
+            for value, count in sorted(listed.items())
+        ]
+    return rows
 
 
 def find_missing(reading: Reading) -> dict[str, list[str]]:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from speechssl.errors import ManifestError, UnknownNameError
 from speechssl.text_files import read_lines
 
-HELPERS = ("audit", "base", "prepare", "writing")
+HELPERS = ("asvspoof2021", "audit", "base", "prepare", "spoofing", "writing")
 """Modules of this package that are no corpus."""
 EXAMPLES = 3
 """How many of a kind are named."""
@@ -87,6 +87,8 @@ class Reading:
     notes: tuple[Note, ...] = ()
     files: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Lists that belong to the corpus, such as trials: name -> lines, in the ids of the items."""
+    counted: tuple[str, ...] = ()
+    """Labels of which the audit counts each value in each split, such as the attacks."""
 
 
 @dataclass(frozen=True)
