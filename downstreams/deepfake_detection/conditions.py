@@ -6,6 +6,8 @@ while a codec, transmission, language or gender has both classes.
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from downstreams.deepfake_detection import measure
 from downstreams.deepfake_detection.measure import Scored
@@ -17,18 +19,20 @@ OF_SPOOF = ("attack", "family", "vocoder", "attack_tag")
 OF_BOTH = ("codec", "codec_quality", "transmission", "origin", "subset", "trim", "gender", "language")
 
 
-def evaluate_test(scored: Scored, threshold: float) -> Evaluation:
+def evaluate_test(scored: Scored, threshold: float, folder: Path) -> Evaluation:
     """The test of the corpus that was trained on, and of the others behind it.
 
     Args:
         scored: with the labels of `labelled`; the first utterance's `corpus` is the one of the headline.
         threshold: found on dev.
+        folder: receives scores.tsv, and scores_<corpus>.tsv of the others, in the ids of the corpora.
     """
     names = list(dict.fromkeys(str(u.labels["corpus"]) for u, _ in scored))
     parts = {name: [s for s in scored if s[0].labels["corpus"] == name] for name in names}
     main, *others = names
     real, spoofed = measure.real_and_spoofed(parts[main])
     metrics = {"eer": measure.eer(real, spoofed), "min_dcf": measure.detection_cost(real, spoofed)}
+    metrics |= measure.errors_at(threshold, real, spoofed)
     unseen = [s for s in spoofed if not s[0].labels["seen"]]
     if 0 < len(unseen) < len(spoofed):
         metrics["eer_unseen"] = measure.eer(real, unseen)
@@ -41,7 +45,11 @@ def evaluate_test(scored: Scored, threshold: float) -> Evaluation:
         breakdown["min dcf by corpus"] = {name: measure.detection_cost(*side) for name, side in sides.items()}
         for name in others:
             breakdown |= {f"{name}: {what}": found for what, found in by_condition(parts[name]).items()}
-    return Evaluation(metrics, breakdown, {"scores": "scores.tsv", "corpora": "corpora.json"})
+    files = {"scores": "scores.tsv"} | {f"scores of {name}": f"scores_{name.replace(':', '_')}.tsv" for name in others}
+    for name, file in zip(names, files.values(), strict=True):
+        own = [(replace(u, id=u.id.removeprefix(f"{name}/")), score) for u, score in parts[name]]
+        measure.write_scores(folder / file, own)
+    return Evaluation(metrics, breakdown, files | {"corpora": "corpora.json"})
 
 
 def by_condition(scored: Scored) -> dict[str, Mapping[str, MetricValue]]:

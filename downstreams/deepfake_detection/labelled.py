@@ -123,8 +123,8 @@ def _read(corpus: Corpus, split: str, name: str, config: DeepfakeConfig) -> list
     if len({attack == BONA_FIDE for attack in attacks}) < 2:
         only = "bona fide" if attacks and attacks[0] == BONA_FIDE else "spoofed"
         raise ManifestError(
-            f"'{split}' of {corpus.root} has {len(utterances)} utterances, and all of them are {only}: both classes are "
-            "needed to tell them apart."
+            f"'{split}' of {corpus.root} has {len(utterances)} utterances, and all of them are {only}: both classes "
+            "are needed to tell them apart."
         )
     found = [_labelled(u, str(attack), name) for u, attack in zip(utterances, attacks, strict=True)]
     return _condition(found, corpus, split, config.spoof) if config.condition else found
@@ -153,7 +153,7 @@ def _labelled(utterance: Utterance, attack: str, corpus: str) -> Utterance:
 
 
 def _condition(utterances: Sequence[Utterance], corpus: Corpus, split: str, spoof: SpoofConfig) -> list[Utterance]:
-    """Brings utterances to the common form, once, in files below the corpus; those with too little speech are counted."""
+    """Brings utterances to the common form, in files below the corpus; those with too little speech are counted."""
     from joblib import Parallel, delayed, parallel_config
 
     settings = json.dumps([asdict(spoof.conditioning), spoof.seed], sort_keys=True)
