@@ -10,27 +10,29 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from speechssl.abilities import Disturbs, FitsInPasses, Joined, MeasuresFeatures, Report
 from speechssl.adapt.live import AHEAD, LiveFeatures
+from speechssl.adapt.reading import SEED
 from speechssl.crops import choose_crops, training_crops
 from speechssl.data.balance import Balance
 from speechssl.data.batching import Batch, BatchStream, bucket_batches, derive_seed, make_generator
 from speechssl.devices import CPU, Devices
-from speechssl.errors import DivergedError, SpeechsslError
+from speechssl.errors import ConfigError, DivergedError, SpeechsslError
 from speechssl.feature_batches import Features, States, collate, place
 from speechssl.files import replacing
 from speechssl.gradients import Scored, differentiate, differentiate_parts
 from speechssl.predicting import predict
-from speechssl.probe import HEAD, Probe, build_probe, load_probe, make_optimizer, save_probe, seeded
+from speechssl.probe import HEAD, build_probe, load_probe, make_optimizer, save_probe, seeded
 from speechssl.result import Evaluation
 from speechssl.task import Task, TaskData, TrainConfig
 from speechssl.types import LossOutput, Utterance
@@ -39,51 +41,6 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 POINTS = 200  # of the training loss curve, at most about
-
-Report = Callable[[float, str], None]
-"""report(steps done since the last call, note such as the loss)."""
-Joined = tuple[Tensor, Tensor, Sequence[Utterance]]
-"""A batch as a head gets it: (B, T, D), or (B, D) where pooled; valid frames (B,); and whose they are."""
-Passes = Callable[[], Iterator[Joined]]
-
-
-@runtime_checkable
-class MeasuresFeatures(Protocol):
-    """A task that measures the layers themselves, rather than what its head predicts from them."""
-
-    def measure(  # noqa: PLR0917  what `Task.evaluate` gets, and where the predictions would come from
-        self,
-        probe: Probe,
-        features: Features,
-        data: TaskData,
-        split: str,
-        folder: Path,
-        report: Report,
-    ) -> Evaluation:
-        """Measures one split, 'dev' before 'test'.
-
-        Args:
-            probe: what dev chooses may be put into it: it is saved after test.
-            features: holds the utterances of all splits.
-            folder: as in `Task.evaluate`.
-            report: takes what share of the work of both splits was done since the last call, and a note.
-        """
-
-
-@runtime_checkable
-class FitsInPasses(Protocol):
-    """A task some of whose heads are fitted in passes over the features, and follow no gradient: `train.steps=0`."""
-
-    def fit_head(
-        self, head: nn.Module, passes: Passes, data: TaskData, *, generator: torch.Generator, report: Report
-    ) -> None:
-        """Fits a head, or leaves one as it is that has nothing to fit.
-
-        Args:
-            passes: each call goes once through all that training hears.
-            generator: derived from the seed of the run.
-            report: takes what share of the work was done since the last call, and a note.
-        """
 
 
 @dataclass
@@ -149,9 +106,20 @@ class Fit:
         ).to(self.device)
         self.live = train if isinstance(train, LiveFeatures) else None
         self.probe.adapted = None if self.live is None else self.live.adapted
+        self.disturbed = self._disturb()
         self.optimizer = make_optimizer(self.probe, task.config)
         self.progress = Progress()
         self.crops = training_crops(data.splits["train"], task.config)
+
+    def _disturb(self) -> bool:
+        """Sees that what training hears is disturbed, if the task wants that."""
+        disturb = self.task.disturbance() if isinstance(self.task, Disturbs) else None
+        if disturb is None:
+            return False
+        if self.live is None:
+            raise ConfigError("A frozen upstream hears each utterance once: it can't be disturbed anew at each visit.")
+        self.live.disturb_with(disturb)
+        return True
 
     def run(self) -> Fitted:
         """Trains, keeps the best by dev, and measures it on dev and once on test.
@@ -272,6 +240,9 @@ class Fit:
         """What a step hears of a batch, and the generator that goes on to draw for it."""
         generator = make_generator(self.seed, "step", step)
         heard = choose_crops(utterances, self.crops, generator)
+        if self.disturbed:
+            seeds = [derive_seed(self.seed, "disturb", step, u.id) for u in heard]
+            heard = [replace(u, labels={**u.labels, SEED: s}) for u, s in zip(heard, seeds, strict=True)]
         return heard if self.live is None else self.live.cut(heard, generator), generator
 
     def _step(self, utterances: Sequence[Utterance]) -> float:

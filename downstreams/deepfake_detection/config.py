@@ -12,6 +12,8 @@ from downstreams.deepfake_detection.backends.config import (
     ScalableAasistConfig,
     SlsConfig,
 )
+from speechssl.augment.config import CorruptConfig
+from speechssl.errors import ConfigError, UnknownNameError
 from speechssl.task import FeatureConfig, TaskConfig, TrainConfig
 
 Kind = Literal["statistics", "aasist", "scalable_aasist", "sls", "nes2net", "conformer", "lcnn", "gmm"]
@@ -91,6 +93,63 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """What training utterances are disturbed with (see augment.py); by default nothing is."""
+
+    views: int = 0
+    """Disturbed copies of each training utterance that are drawn once and kept: a frozen upstream hears each once."""
+    anew: bool = False
+    """Whether each visit is disturbed anew instead, for an upstream that is trained from the waveform on
+    (`adapt.train_frontend`, or `adapt.cache=false`)."""
+    clean: bool = True
+    """Whether the utterances themselves are heard beside their copies; published systems disturb every one."""
+    rawboost: tuple[int, ...] = ()
+    """Algorithms of RawBoost, 1 to 8, of which one is drawn. SSL-AASIST takes 5 for telephony, 3 for coded speech."""
+    rawboost_prob: float = 1.0
+    room: CorruptConfig = field(default_factory=CorruptConfig)
+    """Noise and reverberation, as in `augment.room.noise_prob=0.5 augment.room.noise_snr_db=[5,20]`."""
+    codecs: tuple[str, ...] = ()
+    """Of vorbis, opus, mp3 and narrowband (telephony at 8 kHz), of which one is drawn: `augment.codecs=[mp3,opus]`."""
+    codec_prob: float = 1.0
+    compression: tuple[float, float] = (0.0, 1.0)
+    """Range that the compression of mp3, Vorbis and Opus is drawn from, from 0 (most bits) to 1 (fewest)."""
+    seed: int = 0
+    """Of the copies that are kept; what is drawn anew has the run's."""
+
+    def __post_init__(self) -> None:
+        wrong = [n for n in self.rawboost if not 1 <= n <= 8]
+        if wrong:
+            raise ConfigError(f"`augment.rawboost` holds algorithms from 1 to 8, but also {wrong[0]}.")
+        if self.codecs:
+            from speechssl.augment.codec import CODECS  # only here: it imports what reads audio
+
+            unknown = [codec for codec in self.codecs if codec not in CODECS]
+            if unknown:
+                raise UnknownNameError("codec", unknown[0], CODECS)
+        low, high = self.compression
+        if not 0 <= low <= high <= 1:
+            raise ConfigError(f"`augment.compression` must be a range within 0 and 1, but is {[low, high]}.")
+        if self.views < 0 or (self.views and self.anew):
+            raise ConfigError(
+                f"`augment.views` must be 0 or more, and 0 where `augment.anew` disturbs each visit, but is "
+                f"{self.views}."
+            )
+        if (self.views or self.anew) and not self.disturbs:
+            raise ConfigError(
+                "`augment` has nothing to disturb with: set `augment.rawboost`, `augment.codecs`, or a probability of "
+                "`augment.room`."
+            )
+
+    @property
+    def disturbs(self) -> bool:
+        """Whether anything is set that changes a waveform."""
+        room = self.room
+        return bool(self.rawboost or self.codecs) or any(
+            p > 0 for p in (room.pitch_prob, room.reverb_prob, room.white_prob, room.noise_prob)
+        )
+
+
+@dataclass(frozen=True)
 class DeepfakeConfig(TaskConfig):
     """Deepfake detection."""
 
@@ -100,11 +159,20 @@ class DeepfakeConfig(TaskConfig):
     condition: bool = False
     """Whether utterances with labels of their own are brought to the form `spoof.conditioning` too; what is made is."""
     test_corpora: tuple[str, ...] = ()
-    """Folders of further corpora with labels of their own whose test is measured too, each 'FOLDER' or 'FOLDER:SPLIT'."""
+    """Folders of further corpora with labels of their own whose test is measured too: 'FOLDER' or 'FOLDER:SPLIT'."""
     spoof: SpoofConfig = field(default_factory=SpoofConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     bona_fide_weight: float = 0.5
     """Share of the loss that the bona fide class gets, whatever the number of its utterances."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.augment.anew and self.adapt.method == "frozen":
+            raise ConfigError(
+                "`augment.anew` disturbs each visit, but a frozen upstream hears an utterance once: set "
+                "`augment.views` to the number of disturbed copies, or train the upstream (`adapt.method`)."
+            )
 
     @property
     def conditioned(self) -> bool:

@@ -7,6 +7,8 @@ holds seen attacks only.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from downstreams.deepfake_detection import inference, measure, showing
+from downstreams.deepfake_detection import audit, conditions, inference, measure, showing
+from downstreams.deepfake_detection.augment import disturb, with_views
 from downstreams.deepfake_detection.backends.build import build_detector
 from downstreams.deepfake_detection.backends.gmm import MixtureDetector
 from downstreams.deepfake_detection.config import DeepfakeConfig
@@ -24,9 +27,10 @@ from downstreams.deepfake_detection.data import prepare_set
 from downstreams.deepfake_detection.head import Detector
 from downstreams.deepfake_detection.labelled import read_labelled, refuse_labelled, write_tested
 from downstreams.deepfake_detection.plan import BONA_FIDE, SPLITS
+from speechssl.abilities import Joined, Passes, Report
+from speechssl.adapt.reading import Disturb
 from speechssl.data.corpus import Corpus
 from speechssl.errors import SpeechsslError
-from speechssl.fitting import Joined, Passes, Report
 from speechssl.inference import Prepared
 from speechssl.lengths import lengths_to_padding_mask
 from speechssl.metric.calibration import Calibration
@@ -45,22 +49,34 @@ class DeepfakeDetection(Task):
 
     name = "deepfake_detection"
     metric = "eer"
+    labels_whole = True
 
     config: DeepfakeConfig
 
     def __init__(self, config: DeepfakeConfig) -> None:
         super().__init__(config)
         self.listening = inference.Listening()
+        self.dev_scored: measure.Scored = []
 
     @override
     def prepare(self, corpus: Corpus) -> TaskData:
         if self.config.labels == "corpus":
-            return read_labelled(corpus, self.config)
+            return self._with_views(_audited(read_labelled(corpus, self.config), corpus.root / "deepfake"), corpus)
         refuse_labelled(corpus)
         if corpus.source != "debian":
             logger.warning("The corpus %s holds no human speech: the class 'bona fide' is only a stand-in", corpus.root)
         made = prepare_set(corpus, self.config.spoof)
-        return TaskData({split: made.utterances(split) for split in SPLITS}, {"cues": made.info["cues"]})
+        data = TaskData({split: made.utterances(split) for split in SPLITS})
+        return self._with_views(_audited(data, made.root), corpus)
+
+    def _with_views(self, data: TaskData, corpus: Corpus) -> TaskData:
+        augment, processes = self.config.augment, self.config.spoof.processes
+        train = with_views(data.splits["train"], augment, corpus.root / "deepfake_views", processes=processes)
+        return replace(data, splits={**data.splits, "train": train})
+
+    def disturbance(self) -> Disturb | None:
+        """What is done to a waveform at each visit (`speechssl.abilities.Disturbs`)."""
+        return partial(disturb, self.config.augment) if self.config.augment.anew else None
 
     @override
     def build_head(self, size: int, frame_rate: float, data: TaskData) -> nn.Module:
@@ -86,7 +102,7 @@ class DeepfakeDetection(Task):
     def fit_head(
         self, head: nn.Module, passes: Passes, data: TaskData, *, generator: torch.Generator, report: Report
     ) -> None:
-        """Fits Gaussian mixtures to the frames of each class (`speechssl.fitting.FitsInPasses`)."""
+        """Fits Gaussian mixtures to the frames of each class (`speechssl.abilities.FitsInPasses`)."""
         del data
         if isinstance(head, MixtureDetector):
             head.fit(lambda: map(_frames, passes()), generator=generator, report=report)
@@ -163,6 +179,7 @@ class DeepfakeDetection(Task):
         scored = [(u, float(predictions[u.id])) for u in data.splits[split]]
         real, spoofed = measure.real_and_spoofed(scored)
         if split != "test":
+            self.dev_scored = scored
             rate, threshold = equal_error_rate([s for _, s in real], [s for _, s in spoofed])
             detector = _detection_head(head)
             detector.threshold.fill_(threshold)
@@ -170,28 +187,36 @@ class DeepfakeDetection(Task):
             detector.calibration.copy_(torch.tensor([fitted.scale, fitted.offset]))
             logger.debug("EER on %s %.4f at %.3f", split, rate, threshold)
             return Evaluation({"eer": measure.eer(real, spoofed), "min_dcf": measure.detection_cost(real, spoofed)})
-        measure.write_scores(folder / "scores.tsv", scored)
+        measure.write_scores(folder / "dev_scores.tsv", self.dev_scored)  # what calibration and fusion learn from
         if self.config.labels == "corpus":
             write_tested(folder / "corpora.json", data.extra["tested"])
-            return conditions.evaluate_test(scored, float(_detection_head(head).threshold))
-        return self._test(real, spoofed, float(_detection_head(head).threshold), data)
+            tested = conditions.evaluate_test(scored, float(_detection_head(head).threshold), folder)
+        else:
+            measure.write_scores(folder / "scores.tsv", scored)
+            tested = self._test(real, spoofed, float(_detection_head(head).threshold))
+        return replace(tested, breakdown={**tested.breakdown, audit.BREAKDOWN: audit.as_metrics(data.extra["cues"])})
 
-    def _test(self, real: measure.Scored, spoofed: measure.Scored, threshold: float, data: TaskData) -> Evaluation:
+    def _test(self, real: measure.Scored, spoofed: measure.Scored, threshold: float) -> Evaluation:
         unseen = [s for s in spoofed if not s[0].labels["seen"]]
         metrics = {
             "eer": measure.eer(real, unseen),
             "eer_all": measure.eer(real, spoofed),
             "min_dcf": measure.detection_cost(real, unseen),
             "min_dcf_all": measure.detection_cost(real, spoofed),
+            **measure.errors_at(threshold, real, spoofed),
         }
         breakdown = {
             "eer by attack": measure.eer_by("attack", real, spoofed),
             "eer by family": measure.eer_by("family", real, spoofed),
             "false acceptance by attack": measure.acceptance_by("attack", spoofed, threshold, accepted=True),
             "false rejection by language": measure.acceptance_by("language", real, threshold, accepted=False),
-            "eer of trivial cues": measure.as_metrics(data.extra["cues"], len(real) + len(spoofed)),
         }
         return Evaluation(metrics, breakdown, {"scores": "scores.tsv"})
+
+
+def _audited(data: TaskData, folder: Path) -> TaskData:
+    """With what trivial cues alone would score; the findings are kept in a folder."""
+    return replace(data, extra={**data.extra, "cues": audit.audited(data, folder)})
 
 
 def _detection_head(head: nn.Module) -> Detector:

@@ -43,7 +43,7 @@ Scores = NDArray[np.float64]
 
 
 class QueryByExample(Task):
-    """SUPERB's query by example, from the layers themselves (`speechssl.fitting.MeasuresFeatures`)."""
+    """SUPERB's query by example, from the layers themselves (`speechssl.abilities.MeasuresFeatures`)."""
 
     name = "query_by_example"
     metric = "mtwv"

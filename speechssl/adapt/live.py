@@ -17,10 +17,10 @@ from speechssl.adapt.distill import distance, distance_weight, without_bottlenec
 from speechssl.adapt.methods import Adapted, set_training
 from speechssl.adapt.perturb import draw_skipped, perturbing
 from speechssl.adapt.prune import prune_before
-from speechssl.adapt.reading import Reader, cut
+from speechssl.adapt.reading import Disturb, Reader, cut
 from speechssl.adapt.start import Start, run_from_frontend, run_from_layer
 from speechssl.data.batching import bucket_batches
-from speechssl.errors import SpeechsslError
+from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.feature_batches import collate
 from speechssl.feature_store import FeatureStore
 from speechssl.forward import Precision
@@ -79,7 +79,8 @@ class LiveFeatures:
     def on(self, device: torch.device) -> "LiveFeatures":
         """The same of a copy of the upstream as it is now, on a device, to be computed beside this one."""
         copied = self.adapted.on(device)
-        return LiveFeatures(copied, self.config, self.wanted, self.utterances, start=self.start, store=self._store)
+        store = None if self._store is None else self._store.on(device)
+        return LiveFeatures(copied, self.config, self.wanted, self.utterances, start=self.start, store=store)
 
     @property
     def num_layers(self) -> int:
@@ -125,6 +126,19 @@ class LiveFeatures:
         if self._reader is None:
             return list(utterances)
         return cut(utterances, max_duration=self.wanted.max_duration, generator=generator)
+
+    def disturb_with(self, disturb: Disturb) -> None:
+        """Disturbs what training hears, where utterances have the label `reading.SEED`.
+
+        Raises:
+            ConfigError: what lies below is kept, and heard once.
+        """
+        if self._reader is None:
+            raise ConfigError(
+                f"What lies below the trained weights of '{self.adapted.upstream.name}' is computed once, so that "
+                "audio can't be disturbed anew at each visit: set `adapt.cache=false`."
+            )
+        self._reader.disturb = disturb
 
     def prefetch(self, utterances: Sequence[Utterance]) -> None:
         """Begins to read what will be asked for."""

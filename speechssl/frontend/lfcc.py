@@ -45,9 +45,7 @@ class LfccConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_ceps <= self.num_filters:
-            raise ConfigError(
-                f"`num_ceps` must be 1 to `num_filters` = {self.num_filters}, but is {self.num_ceps}."
-            )
+            raise ConfigError(f"`num_ceps` must be 1 to `num_filters` = {self.num_filters}, but is {self.num_ceps}.")
         if not 0 <= self.low_freq < self.high_freq <= self.sample_rate / 2:
             raise ConfigError(
                 f"`low_freq` and `high_freq` must lie within 0 and {self.sample_rate / 2:g} Hz, one below the other, "
@@ -93,4 +91,5 @@ class Lfcc(FloatTables):
             cepstra = (power @ self.filters + options.floor).log10() @ self.transform  # (B, T, num_ceps)
             if options.energy:
                 cepstra[:, :, 0] = (power.sum(dim=2) / options.fft_size + options.floor).log10()
-            return cepstra.float()
+            found: Tensor = cepstra.float()
+        return found

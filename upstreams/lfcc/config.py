@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LfccUpstreamConfig:
-    """Linear-frequency cepstra with first and second deltas; the defaults are ASVspoof 2019's, 60 channels at 100 Hz."""
+    """Linear-frequency cepstra with first and second deltas; by default of ASVspoof 2019, 60 channels at 100 Hz."""
 
     num_ceps: int = 20
     num_filters: int = 20
@@ -25,7 +25,7 @@ class LfccUpstreamConfig:
     energy: bool = False
     """Whether the logarithm of the frame's energy stands in place of coefficient 0."""
     floor: float = 2.0**-52
-    """Added to energies before the logarithm: the smallest step above 1 of float64 or, in the LCNN baseline, float32."""
+    """Added to energies before the logarithm: the smallest step above 1 of float64; in the LCNN baseline of float32."""
     cmvn: bool = False
     """Each channel to mean 0 and deviation 1 over the utterance; no baseline does so."""
 
@@ -35,8 +35,6 @@ PRESETS: dict[str, LfccUpstreamConfig] = {
     "lfcc_2021_gmm": LfccUpstreamConfig(
         num_filters=70, window=480, hop=240, fft_size=1024, high_freq=4_000.0, preemphasis=False
     ),
-    "lfcc_2021_lcnn": LfccUpstreamConfig(
-        fft_size=1024, high_freq=4_000.0, energy=True, floor=2.0**-23
-    ),
+    "lfcc_2021_lcnn": LfccUpstreamConfig(fft_size=1024, high_freq=4_000.0, energy=True, floor=2.0**-23),
 }
 """The GMM baseline of 2021 hears 30 ms every 15 ms; both of 2021 hear the lower half of the spectrum alone."""

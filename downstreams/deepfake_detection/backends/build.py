@@ -1,5 +1,7 @@
 """Makes the detector that a config names."""
 
+from typing import get_args
+
 from downstreams.deepfake_detection.backends import sls
 from downstreams.deepfake_detection.backends.aasist import Aasist
 from downstreams.deepfake_detection.backends.conformer import ConformerDetector
@@ -8,12 +10,14 @@ from downstreams.deepfake_detection.backends.lcnn import Lcnn
 from downstreams.deepfake_detection.backends.nes2net import Nes2Net
 from downstreams.deepfake_detection.backends.scalable_aasist import ScalableAasist
 from downstreams.deepfake_detection.backends.window import window_frames
-from downstreams.deepfake_detection.config import DeepfakeConfig
+from downstreams.deepfake_detection.config import DeepfakeConfig, Kind
 from downstreams.deepfake_detection.head import DetectionHead, Detector
-from speechssl.errors import ConfigError
+from speechssl.errors import ConfigError, UnknownNameError
 
 
-def build_detector(config: DeepfakeConfig, size: int, *, frame_rate: float) -> Detector:
+def build_detector(  # noqa: PLR0911  one for each kind
+    config: DeepfakeConfig, size: int, *, frame_rate: float
+) -> Detector:
     """Makes a detector, initialised by torch's (seeded) generator.
 
     Args:
@@ -22,6 +26,7 @@ def build_detector(config: DeepfakeConfig, size: int, *, frame_rate: float) -> D
 
     Raises:
         ConfigError: settings don't fit each other.
+        UnknownNameError: there is no such kind.
     """
     head = config.head
     window = window_frames(head.window, frame_rate)
@@ -40,8 +45,10 @@ def build_detector(config: DeepfakeConfig, size: int, *, frame_rate: float) -> D
             return Lcnn(size, config=head.lcnn, window=window)
         case "gmm":
             return _gmm(config, size, window)
-        case _:
+        case "statistics":
             return _statistics(config, size)
+        case _:
+            raise UnknownNameError("`head.kind`", head.kind, get_args(Kind))
 
 
 def _aasist(config: DeepfakeConfig, size: int, frame_rate: float, window: int | None) -> Aasist:

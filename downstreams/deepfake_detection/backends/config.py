@@ -103,7 +103,7 @@ class Nes2NetConfig:
 
 @dataclass(frozen=True)
 class ConformerHeadConfig:
-    """The conformer with a class token; the defaults are those of its code (2.5 million numbers from 1024 dimensions)."""
+    """The conformer with a class token; the defaults are those of its code (2.5 million numbers on 1024 dimensions)."""
 
     width: int = 144
     blocks: int = 4
@@ -124,7 +124,7 @@ class LcnnConfig:
     """The light convolutional network of ASVspoof 2021's baseline (269,729 numbers from 60 dimensions)."""
 
     projected: int | None = None
-    """Dimensions to which a linear layer brings the features first: the recurrent layers grow with the square of theirs.
+    """Dimensions to which a linear layer brings the features first: recurrent layers grow with the square of theirs.
     None = there is no such layer, as in the baseline, whose features have 60."""
     dropout: float = 0.7
     """After the last convolution."""
@@ -152,6 +152,6 @@ class GmmConfig:
     def __post_init__(self) -> None:
         if min(self.components, self.iterations, self.sample) < 1 or not self.floor > 0:
             raise ConfigError(
-                f"`gmm` must have 1 component, iteration and frame of its sample or more, and a `floor` above 0, but has "
-                f"{self.components}, {self.iterations}, {self.sample} and {self.floor}."
+                "`gmm` must have 1 component, iteration and frame of its sample or more, and a `floor` above 0, but "
+                f"has {self.components}, {self.iterations}, {self.sample} and {self.floor}."
             )

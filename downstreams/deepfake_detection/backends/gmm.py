@@ -124,6 +124,7 @@ class MixtureDetector(Detector):
                 )
             yield rows
 
+    @torch.no_grad()
     def _begin(self, sample: Tensor, number: int, generator: torch.Generator) -> None:
         """Weights, means and variances of the clusters of k-means."""
         kmeans, _ = fit_kmeans(sample, KMeansConfig(clusters=self.config.components), generator=generator)

@@ -4,8 +4,8 @@ Frames beyond an utterance are 0 before every convolution, and take no part in n
 single.
 
 B batch, T frames, F bands (the D dimensions of the features), C channels.
-Papers: Lavrentyeva et al. 2019, arXiv:1904.05576 (the network); Wang and Yamagishi 2021, sec. 3.2, arXiv:2103.11326 (with
-LSTM layers and mean); sizes and order as `asvspoof-challenge/2021`, LA/Baseline-LFCC-LCNN.
+Papers: Lavrentyeva et al. 2019, arXiv:1904.05576 (the network); Wang and Yamagishi 2021, arXiv:2103.11326 (with LSTM
+layers and mean); sizes and order as `asvspoof-challenge/2021`, LA/Baseline-LFCC-LCNN.
 """
 
 import torch

@@ -137,8 +137,10 @@ class HeterogeneousHeads(nn.Module):
         master = self.master_gathered(heard) + self.master_own(master)
         query = torch.cat((self.query_temporal(temporal), self.query_spectral(spectral)), dim=1)
         key = torch.cat((self.key_temporal(temporal), self.key_spectral(spectral)), dim=1)
-        parts = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, self.value(nodes)))
-        found = F.scaled_dot_product_attention(*parts, attn_mask=valid[:, None, None])  # (B, heads, N, C/heads)
+        query, key, value = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, self.value(nodes))
+        )
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=valid[:, None, None])
         found = self.leave_dropout(self.leave(found.transpose(1, 2).flatten(2)))
         nodes = F.gelu(node_norm(self.norm, self.gathered(found) + self.own(nodes), valid))
         return nodes[:, :border], nodes[:, border:], master
