@@ -109,6 +109,15 @@ def build_task(name: str, config: Any) -> Task:
     return task
 
 
+def prepare_data(task: Task, corpus: Corpus) -> TaskData:
+    """The task's data, or the share of it that is asked for.
+
+    Raises:
+        ManifestError: among others a manifest that names a missing audio file, before anything is computed.
+    """
+    return take_share(task.prepare(corpus.needing_audio()), task.config.subset)
+
+
 def plain(config: Any) -> Any:
     """A config as JSON gives it back, to compare with a saved one."""
     return json.loads(json.dumps(to_dict(config)))
@@ -265,7 +274,7 @@ def _execute_alone(job: Job, execute: _Execute[T]) -> T:
     """In a worker process: opens the corpus and the cached features anew."""
     job = replace(job, options=replace(job.options, devices=_devices))
     task = build_task(job.task, job.config)
-    data = take_share(task.prepare(job.corpus), job.config.subset)
+    data = prepare_data(task, job.corpus)
     store = compute_features(upstream_of(job), task, data, job.options)
     return execute(Work(job, task, data, store), lambda amount, note: _steps.put((amount, note)))
 

@@ -20,11 +20,11 @@ from speechssl.data.corpus import Corpus, open_corpus
 from speechssl.devices import resolve_devices
 from speechssl.errors import ConfigError, ManifestError, UnknownNameError
 from speechssl.extraction import find_bad
-from speechssl.jobs import Job, RunOptions, Work, build_task, compute_features, plain, run_all, with_cost
+from speechssl.jobs import Job, RunOptions, Work, build_task, compute_features, plain, prepare_data, run_all, with_cost
 from speechssl.registry import list_tasks, task_module
 from speechssl.result import RunResult, load_result
 from speechssl.sweep import Sweep, choose, parse_sweep, tidy
-from speechssl.task import TrainConfig, take_share
+from speechssl.task import TrainConfig
 from speechssl.upstream_spec import (
     UpstreamLike,
     load,
@@ -90,9 +90,9 @@ def run(
     specs = resolve_upstreams(upstream, random_weights=random_weights)
     results: dict[Path, RunResult | None] = {}
     work: list[Work] = []
-    for variant in make_variants(name, heads=heads, folds=folds):
+    for variant in make_variants(name, config, heads=heads, folds=folds):
         task = build_task(name, load_config(config, overrides=variant.overrides))
-        data = take_share(task.prepare(opened), task.config.subset)
+        data = prepare_data(task, opened)
         for spec, loaded in specs:
             model = load(spec, device=str(device)) if loaded is None else loaded
             folder = Path(out, f"{name}_{task.about}" if task.about else name, spec.folder, *variant.folders)

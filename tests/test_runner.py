@@ -231,6 +231,19 @@ def test_a_bad_file_stops_the_run_or_is_left_out_and_counted(
     assert result.corpus["fingerprint"] != open_corpus(corpus).fingerprint
 
 
+def test_a_missing_file_is_named_with_its_line_before_anything_is_computed(
+    tiny_corpus: Path, tmp_path: Path, options: RunOptions
+) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(tiny_corpus, corpus)
+    Path(open_corpus(corpus).utterances("test")[3].path).unlink()
+    with pytest.raises(SpeechsslError, match=r"test\.jsonl\.gz, line 4, names \S+\.flac, .* first of 1 missing among"):
+        once(corpus, tmp_path / "exp", options)
+    assert not Path(options.cache_folder or "").exists()
+    (result,) = once(corpus, tmp_path / "exp", dataclasses.replace(options, skip_bad=True))
+    assert result.features["computed"] == 79
+
+
 def test_tasks_that_read_audio_while_they_prepare_leave_bad_files_out_too(
     tiny_corpus: Path, tmp_path: Path, options: RunOptions
 ) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.errors import ManifestError, nearest
+from speechssl.files import split_member
 from speechssl.types import Utterance
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class Corpus:
     """The whole of corpus.json: among others `sources` with licence, hours and utterances of each."""
     left_out: frozenset[str] = frozenset()
     """Ids of utterances that no split hands out."""
+    needs_audio: bool = False
+    """Whether a split is handed out only where all its audio is there, see `needing_audio`."""
 
     def splits(self) -> list[str]:
         """The names of the manifests that exist."""
@@ -52,7 +55,7 @@ class Corpus:
         """Reads one manifest.
 
         Raises:
-            ManifestError: no such split, or a file that can't be read.
+            ManifestError: no such split, a file that can't be read, or, with `needs_audio`, missing audio.
         """
         path = self.root / "manifests" / f"{split}.jsonl.gz"
         if not path.exists():
@@ -61,7 +64,17 @@ class Corpus:
                 f"{', '.join(self.splits()) or 'none'}: prepare one with that split; docs/corpora.md says which corpus "
                 f"has which.{nearest(split, self.splits())}"
             )
-        return [u for u in read_manifest(path, root=self.root) if u.id not in self.left_out]
+        lines = [line for line in iterate_manifest(path, root=self.root) if line[1].id not in self.left_out]
+        if self.needs_audio:
+            _check_audio(split, lines)
+        return [utterance for _, utterance in lines]
+
+    def needing_audio(self) -> "Corpus":
+        """The same, but a split that names an audio file which is not there is an error that names the line.
+
+        So a task finds out while it prepares, by a look at each file's entry, and not when it comes to hear it.
+        """
+        return replace(self, needs_audio=True)
 
     def without(self, ids: Iterable[str]) -> "Corpus":
         """The corpus without some utterances; it has another fingerprint, since what is made from it differs."""
@@ -70,6 +83,18 @@ class Corpus:
             return self
         digest = hashlib.sha256("\n".join([self.fingerprint, *sorted(left_out)]).encode()).hexdigest()
         return replace(self, fingerprint=digest, left_out=left_out)
+
+
+def _check_audio(split: str, lines: Sequence[Line]) -> None:
+    members = {utterance.path: split_member(utterance.path) for _, utterance in lines}
+    gone = {path for path, member in members.items() if not Path(path if member is None else member[0]).is_file()}
+    missing = [(where, utterance.path) for where, utterance in lines if utterance.path in gone]
+    if missing:
+        where, first = missing[0]
+        raise ManifestError(
+            f"{where} names {first}, which does not exist, the first of {len(missing)} missing among the {len(lines)} "
+            f"utterances of '{split}': fetch them, prepare the corpus again, or leave them out with `--skip-bad`."
+        )
 
 
 def where_is(root: Path, split: str, name: str) -> str:

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from test_tasks import SMALL
 
 from speechssl.data.corpus import open_corpus
 from speechssl.errors import SpeechsslError
-from speechssl.jobs import build_task
+from speechssl.jobs import build_task, prepare_data
 from speechssl.registry import list_tasks
 from speechssl.runner import resolve_config
 from speechssl.task import TaskData
@@ -56,9 +56,18 @@ def manifest(root: Path, split: str) -> Path:
 
 def edit(root: Path, split: str, change: Callable[[int, Supervision], bool | None]) -> None:
     """Changes the supervisions of a manifest; what `change` answers False to is dropped."""
-    cuts = [json.loads(line) for line in gzip.decompress(manifest(root, split).read_bytes()).splitlines()]
-    kept = [cut for number, cut in enumerate(cuts, 1) if change(number, cut["supervisions"][0]) is not False]
-    text = "".join(json.dumps(cut) + "\n" for cut in kept)
+    cuts = read_cuts(root, split)
+    write_cuts(
+        root, split, [c for number, c in enumerate(cuts, 1) if change(number, c["supervisions"][0]) is not False]
+    )
+
+
+def read_cuts(root: Path, split: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in gzip.decompress(manifest(root, split).read_bytes()).splitlines()]
+
+
+def write_cuts(root: Path, split: str, cuts: Sequence[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(cut) + "\n" for cut in cuts)
     manifest(root, split).write_bytes(gzip.compress(text.encode(), compresslevel=1))
 
 
@@ -103,7 +112,8 @@ def corpus(whole: Path, tmp_path: Path) -> Path:
 def prepare(name: str, root: Path, *overrides: str) -> TaskData:
     preset, *own = SMALL[name]
     mixtures = ("simulate=null",) if name in OWN_MIXTURES else ()
-    return build_task(*resolve_config(preset, overrides=[*own, *mixtures, *overrides])).prepare(open_corpus(root))
+    task = build_task(*resolve_config(preset, overrides=[*own, *mixtures, *overrides]))
+    return prepare_data(task, open_corpus(root))
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,18 @@ class Case:
 def absent(split: str) -> Harm:
     def harm(root: Path) -> None:
         manifest(root, split).unlink()
+
+    return harm
+
+
+def silenced(split: str) -> Harm:
+    """Lines 3 and 5 name audio files that are not there."""
+
+    def harm(root: Path) -> None:
+        cuts = read_cuts(root, split)
+        for number in (3, 5):
+            cuts[number - 1]["recording"]["sources"][0]["source"] = f"audio/gone{number}.flac"
+        write_cuts(root, split, cuts)
 
     return harm
 
@@ -186,6 +208,11 @@ LINE = r"{dev}\.jsonl\.gz, line 3, "
 EMPTY = LINE + r"has an empty transcript of '\S+' \(1 in 'dev'\): mend it, or set `leave_out_empty=true`"
 UNSEEN = LINE + r"is the first of 1 utterances in '{dev}' of classes without a training example: 'zz'"
 UNLABELLED = LINE + r"is the first of 1 utterances of \d+ in '{dev}' without '.+', which take no part"
+SILENT = (
+    LINE
+    + r"names \S+/audio/gone3\.flac, which does not exist, the first of 2 missing among the \d+ utterances of '{dev}': "
+    r"fetch them, .* `--skip-bad`"
+)
 NEW_UNIT = LINE + r"has the first of 1 units in 'dev' that never occur in training, and are errors: ß"
 LETTERS = "inventory=[" + ",".join("abcdefghijklmnopqrstuvwxyz") + "]"
 
@@ -194,6 +221,7 @@ SEGMENTS = ("level=segment", "fields=[quality]", "features.pooling=none")
 
 CASES: dict[tuple[str, str], Case] = {
     **{(task, "dev set absent"): Case(absent(split_of(task, "dev")), NO_DEV) for task in TASKS},
+    **{(task, "missing audio"): Case(silenced(split_of(task, "dev")), SILENT) for task in TASKS},
     **{
         (task, "class without training examples"): Case(label(split_of(task, "dev"), key, "zz"), UNSEEN + ".*Add some")
         for task, key in FIELDS.items()
@@ -392,4 +420,4 @@ def test_deepfake_detection_refuses_a_class_of_which_nothing_could_be_made(
 
 
 def test_every_task_is_tried_with_bad_input() -> None:
-    assert {task for task, case in CASES if case != "dev set absent"} == set(TASKS)
+    assert {task for task, case in CASES if case not in ("dev set absent", "missing audio")} == set(TASKS)
