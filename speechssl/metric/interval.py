@@ -27,7 +27,7 @@ Statistic = Callable[[Floats], Floats]
 
 REPLICATES = 1000
 LEVEL = 0.95
-CHUNK = 4_000_000  # weights held at once by the equal error rate: 32 MB
+CHUNK = 4_000_000  # weights held at once: 32 MB
 
 
 def bootstrap_interval(
@@ -47,8 +47,15 @@ def bootstrap_interval(
     """
     if units < 1:
         raise SpeechsslError(f"`units` must be >= 1, but is {units}: there is nothing to resample.")
-    counts = np.random.default_rng(seed).multinomial(units, np.full(units, 1.0 / units), size=replicates)
-    return percentile_interval(statistic(counts.astype(np.float64)), level)
+    generator, shares = np.random.default_rng(seed), np.full(units, 1.0 / units)
+    step = max(
+        1, CHUNK // units
+    )  # the draws are those of all replicates at once, which a million units would not allow
+    values = [
+        statistic(generator.multinomial(units, shares, size=min(step, replicates - first)).astype(np.float64))
+        for first in range(0, replicates, step)
+    ]
+    return percentile_interval(np.concatenate(values), level)
 
 
 def percentile_interval(values: Floats, level: float = LEVEL) -> tuple[float, float]:
