@@ -1,7 +1,8 @@
 """What a task can be run with side by side: its heads, and the folds of its corpus.
 
 A task says both in its `config.py`: `HEADS`, name -> settings such as 'head=mlp', and `FOLDS`, how many values from 1
-on its setting `fold` has. A score over folds is their mean; rankings of upstreams change with the head.
+on its setting `fold` has; where not every head fits every config, also `heads_of(config)`, which returns those that do.
+A score over folds is their mean; rankings of upstreams change with the head.
 
 Paper: Zaiem et al. 2023, "Speech self-supervised representation benchmarking: are we doing it right?",
 arXiv:2306.00452.
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import mean
+from typing import Any
 
 from speechssl.errors import ConfigError, UnknownNameError
 from speechssl.registry import task_module
@@ -38,18 +40,21 @@ class Variant:
         return tuple(part for part in named if part)
 
 
-def make_variants(task: str, *, heads: Sequence[str] = (), folds: Sequence[int | str] = ()) -> list[Variant]:
+def make_variants(
+    task: str, config: Any, *, heads: Sequence[str] = (), folds: Sequence[int | str] = ()
+) -> list[Variant]:
     """Every head with every fold.
 
     Args:
+        config: of the task; what it can't have is none of its heads.
         heads: of the task; 'all' stands for all of them.
         folds: from 1 on; 'all' likewise.
 
     Raises:
-        UnknownNameError: a head that the task lacks.
+        UnknownNameError: a head that the task lacks, or that the config can't have.
         ConfigError: a fold that it lacks.
     """
-    known: Mapping[str, tuple[str, ...]] = getattr(task_module(task, "config"), "HEADS", {})
+    known = known_heads(task, config)
     count: int = getattr(task_module(task, "config"), "FOLDS", 0)
     chosen = list(known) if ALL in heads else list(dict.fromkeys(heads))
     for head in chosen:
@@ -67,6 +72,15 @@ def make_variants(task: str, *, heads: Sequence[str] = (), folds: Sequence[int |
         for head in chosen or [""]
         for fold in numbers or [0]
     ]
+
+
+def known_heads(task: str, config: Any) -> Mapping[str, tuple[str, ...]]:
+    """The heads that a task can have with a config, each with its settings."""
+    module = task_module(task, "config")
+    if hasattr(module, "heads_of"):
+        found: Mapping[str, tuple[str, ...]] = module.heads_of(config)
+        return found
+    return getattr(module, "HEADS", {})
 
 
 def rank_correlations(results: Sequence[RunResult]) -> dict[tuple[str, str], float]:

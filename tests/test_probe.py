@@ -12,7 +12,7 @@ import torch
 from corpus_trees import put_list
 from torch.nn import functional as F
 
-from downstreams.probe.config import FOLDS, HEADS, PRESETS, ProbeConfig
+from downstreams.probe.config import FOLDS, HEADS, PRESETS, ProbeConfig, heads_of
 from downstreams.probe.data import check_groups, choose_numbered, cut_into_segments, read_everything
 from downstreams.probe.folds import assign_folds
 from downstreams.probe.head import StandardisedHead, cut_frames
@@ -22,7 +22,7 @@ from downstreams.probe.task import make_probe
 from speechssl.config import load_config
 from speechssl.data.corpora.prepare import prepare_corpus
 from speechssl.data.corpus import Corpus, open_corpus
-from speechssl.errors import ConfigError, ManifestError
+from speechssl.errors import ConfigError, ManifestError, UnknownNameError
 from speechssl.inference import infer
 from speechssl.jobs import RunOptions
 from speechssl.metric.regression import regression_metrics
@@ -30,6 +30,7 @@ from speechssl.result import RunResult
 from speechssl.runner import run
 from speechssl.task import FeatureConfig, TrainConfig
 from speechssl.types import Utterance
+from speechssl.variants import make_variants
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes" / "probe").glob("*.yaml"))
@@ -336,10 +337,18 @@ def test_a_recipe_is_a_config_of_a_probe_with_every_head(path: Path) -> None:
     config = load_config(PRESETS["probe"], yaml=path)
     assert config.fields != PRESETS["probe"].fields
     assert f"--config recipes/probe/{path.name}" in path.read_text(encoding="utf-8")
-    for head, settings in HEADS.items():
-        if config.level == "frame" and head == "attentive":  # it joins frames
-            continue
+    for settings in heads_of(config).values():
         assert make_probe(load_config(config, overrides=settings)).metric == config.metric
+
+
+def test_the_preset_of_frames_is_the_recipe_for_phones_and_has_no_head_that_joins_them() -> None:
+    recipe = next(path for path in RECIPES if path.stem == "phones")
+    preset = load_config(PRESETS["probe_frame"], overrides=["fields=[phone]"])
+    assert preset == load_config(PRESETS["probe"], yaml=recipe)
+    assert [v.head for v in make_variants("probe", preset, heads=["all"])] == ["linear", "mlp"]
+    assert [v.head for v in make_variants("probe", PRESETS["probe"], heads=["all"])] == list(HEADS)
+    with pytest.raises(UnknownNameError, match=r"head of 'probe' 'attentive'.*linear, mlp"):
+        make_variants("probe", preset, heads=["attentive"])
 
 
 def test_there_is_a_recipe_for_each_kind_of_label() -> None:

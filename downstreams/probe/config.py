@@ -1,6 +1,7 @@
 """Settings of a probe; see README.md."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -129,7 +130,18 @@ DEMO = ProbeConfig(
     fields=("tone",),
     metric="accuracy",
 )
-PRESETS = {"probe": CLASSES, "probe_regression": NUMBERS, "probe_segment": SEGMENTS, "probe_demo": DEMO}
+FRAMES = ProbeConfig(train=TRAIN, level="frame", metric="accuracy", features=FeatureConfig())
+PRESETS = {
+    "probe": CLASSES,
+    "probe_regression": NUMBERS,
+    "probe_segment": SEGMENTS,
+    "probe_frame": FRAMES,
+    "probe_demo": DEMO,
+}
 HEADS = {name: (settings[0],) if name != "attentive" else settings for name, settings in UTTERANCE_HEADS.items()}
-"""Pooling stays what the config says, since segments need frames with every head. Every preset takes every head, and so
-`level=frame`, which 'attentive' can't have, is none of them."""
+"""Pooling stays what the config says, since segments need frames with every head."""
+
+
+def heads_of(config: ProbeConfig) -> Mapping[str, tuple[str, ...]]:
+    """Those of `HEADS` that fit: a frame by itself leaves nothing to join."""
+    return {name: settings for name, settings in HEADS.items() if config.level != "frame" or name not in NEEDS_FRAMES}

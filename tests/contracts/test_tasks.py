@@ -16,11 +16,12 @@ import torch
 from labelled_corpus import write_labelled
 from torch import Tensor
 
+from speechssl.abilities import MeasuresFeatures
 from speechssl.config import load_config
 from speechssl.data.corpus import open_corpus
 from speechssl.devices import CPU
 from speechssl.feature_store import FeatureStore
-from speechssl.fitting import Fit, MeasuresFeatures
+from speechssl.fitting import Fit
 from speechssl.inference import infer
 from speechssl.jobs import RunOptions, build_task, compute_features
 from speechssl.loading import load_upstream
@@ -31,6 +32,7 @@ from speechssl.result import load_result
 from speechssl.runner import resolve_config, run
 from speechssl.suite import find_suite, suite_names
 from speechssl.task import Task, TaskData
+from speechssl.variants import make_variants
 
 TRAIN = ("train.steps=2", "train.evaluate_every=2", "train.batch_seconds=6", "train.warmup_steps=0")
 SIMULATED = ("simulate.train=6", "simulate.dev=3", "simulate.test=3", "simulate.duration=2.5")
@@ -115,8 +117,8 @@ def test_presets_and_heads_are_settings_that_fit(name: str) -> None:
     config = task_module(name, "config")
     assert name in config.PRESETS and all(preset == name or preset.startswith(f"{name}_") for preset in config.PRESETS)
     for preset in config.PRESETS.values():
-        for overrides in getattr(config, "HEADS", {}).values():
-            load_config(preset, overrides=list(overrides))
+        for variant in make_variants(name, preset, heads=["all"] if hasattr(config, "HEADS") else []):
+            load_config(preset, overrides=variant.overrides)
 
 
 @pytest.mark.parametrize("name", TASKS)
