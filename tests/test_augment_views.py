@@ -8,7 +8,8 @@ import torchaudio.functional as AF
 from torch import Tensor
 
 from speechssl.augment.additive import add_noise, coloured_noise
-from speechssl.augment.corrupt import CorruptConfig, corrupt
+from speechssl.augment.config import CorruptConfig
+from speechssl.augment.corrupt import corrupt
 from speechssl.augment.pitch import shift_pitch
 from speechssl.augment.reverb import reverberate
 from speechssl.data.batching import make_generator

@@ -17,6 +17,8 @@ from speechssl.config import load_config
 from speechssl.data.corpus import open_corpus
 from speechssl.data.seeds import make_generator
 from speechssl.errors import SpeechsslError
+from speechssl.jobs import RunOptions
+from speechssl.runner import run
 from speechssl.types import Utterance
 
 RATE = 16_000
@@ -83,6 +85,54 @@ def test_what_is_read_is_disturbed_anew_with_each_seed_and_only_where_it_has_one
     assert torch.equal(heard[1], heard[3])
     assert torch.equal(heard[0], read_audio(given.path, start=given.start, duration=given.duration, sample_rate=RATE))
     assert not torch.equal(heard[0], heard[1]) and not torch.equal(heard[1], heard[2])
+
+
+SMALL = (
+    "train.steps=2", "train.evaluate_every=2", "train.batch_seconds=6", "spoof.seen=[griffin_lim]",
+    "spoof.unseen=[lpc]", "spoof.processes=1", "spoof.conditioning.seconds=0.5", "spoof.train={real: 6, per_attack: 4}",
+    "spoof.dev={real: 4, per_attack: 4}", "spoof.test={real: 4, per_attack: 4}", "head.width=8", "head.attention=4",
+    "head.gmm.components=8", "augment.rawboost=[5]",
+)  # fmt: skip
+
+
+def test_runs_hear_the_copies_once_and_fit_mixtures_to_all_of_them(tiny_corpus: Path, tmp_path: Path) -> None:
+    options = RunOptions(str(tmp_path / "cache"))
+    counts = []
+    for settings in ((), ("augment.views=2",)):
+        (result,) = run(
+            "deepfake_detection_demo", upstream="lfcc", corpus=tiny_corpus, out=tmp_path / f"exp{len(settings)}",
+            heads=["gmm"], overrides=[*SMALL, *settings], options=options,
+        )  # fmt: skip
+        counts.append(result.features["computed"])
+        assert result.trained["head"] == 2 * 8 * 121 and 0.0 <= result.test.metrics["eer"].value <= 1.0
+    clean, more = counts
+    assert clean == 30 and more == 2 * 10  # 10 of them are for training
+
+
+def test_an_upstream_that_learns_from_the_waveform_hears_it_otherwise_at_each_visit(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    read = Reader._read
+
+    def reading(self: Reader, stretch: tuple[str, float, float | None, int | None]) -> Tensor:
+        drawn.append((stretch[0], stretch[3]))
+        return read(self, stretch)
+
+    monkeypatch.setattr(Reader, "_read", reading)
+
+    def train(*more: str) -> None:
+        run(
+            "deepfake_detection_demo", upstream="hubert_tiny:random", corpus=tiny_corpus, out=tmp_path / "exp",
+            overrides=[*SMALL, "adapt.method=full", "augment.anew=true", *more], options=RunOptions(str(tmp_path)),
+        )  # fmt: skip
+
+    with pytest.raises(SpeechsslError, match="is computed once, so that audio"):
+        train()
+    train("adapt.cache=false")
+    seeds = [seed for _, seed in drawn if seed is not None]
+    assert len(seeds) >= 10 and len(set(seeds)) == len(seeds)
+    assert not {path for path, seed in drawn if seed is not None} & {path for path, seed in drawn if seed is None}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field, replace
 
-from speechssl.augment.corrupt import CorruptConfig
+from speechssl.augment.config import CorruptConfig
 from speechssl.errors import ConfigError
 from speechssl.train.config import PretrainConfig
 from upstreams.wav2vec2.config import PRESETS
