@@ -1,20 +1,25 @@
-"""What is reported of the scores: equal error rates, detection costs and the confusion of attacks.
+"""What is reported of the scores: equal error rates, detection costs, calibration and the confusion of attacks.
 
 Scores: higher = more likely bona fide, as in ASVspoof.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from downstreams.deepfake_detection.plan import BONA_FIDE
 from speechssl.files import replacing
+from speechssl.metric.calibration import Calibration, actual_dcf, is_calibrated, llr_cost, min_llr_cost
 from speechssl.metric.detection import equal_error_rate, min_dcf
+from speechssl.metric.detection_interval import DetectionBootstrap
 from speechssl.metric.interval import equal_error_rate_interval, mean_interval
 from speechssl.result import MetricValue
 from speechssl.types import Utterance
 
+logger = logging.getLogger(__name__)
 Scored = Sequence[tuple[Utterance, float]]
 P_SPOOF, COST_MISS, COST_FALSE_ALARM = 0.05, 1.0, 10.0
 """The costs of ASVspoof 5, track 1."""
@@ -47,6 +52,60 @@ def detection_cost(real: Scored, spoofed: Scored) -> MetricValue:
         cost_false_alarm=COST_FALSE_ALARM,
     )
     return MetricValue(value, len(real) + len(spoofed))
+
+
+def calibrated_costs(real: Scored, spoofed: Scored, calibration: Calibration) -> dict[str, MetricValue]:
+    """What scores are worth as log-likelihood ratios: 'act_dcf', 'cllr', and 'min_cllr', which the best map leaves.
+
+    Args:
+        calibration: fitted on dev; one that is not finite is not known, and then there is nothing to measure.
+
+    Paper: Wang et al. 2024, ASVspoof 5, sec. 4, arXiv:2408.08739.
+    """
+    if not (math.isfinite(calibration.scale) and math.isfinite(calibration.offset)):
+        return {}
+    sides = [calibration.apply([score for _, score in side]) for side in (real, spoofed)]
+    units = [[u.labels["original"] for u, _ in side] for side in (real, spoofed)]
+    costs = {"p_target": 1.0 - P_SPOOF, "cost_miss": COST_MISS, "cost_false_alarm": COST_FALSE_ALARM}
+    weights = COST_MISS * (1.0 - P_SPOOF), COST_FALSE_ALARM * P_SPOOF
+    threshold = math.log(weights[1] / weights[0])
+    drawn = DetectionBootstrap(*sides, thresholds=[threshold], target_units=units[0], nontarget_units=units[1])
+    cost, least, number = llr_cost(*sides), min_llr_cost(*sides), len(real) + len(spoofed)
+    if not is_calibrated(cost, least):
+        logger.warning(
+            "Calibrated on dev, the scores of test have Cllr %.3f where %.3f could be: dev is unlike test", cost, least
+        )
+    actual = actual_dcf(*sides, **costs)
+    return {
+        "act_dcf": MetricValue(actual, number, "utterances", *drawn.cost_at(threshold, weights)),
+        "cllr": MetricValue(cost, number, "utterances", *drawn.llr_cost()),
+        "min_cllr": MetricValue(least, number),
+    }
+
+
+def headline(scored: Scored, *, unseen: bool) -> tuple[Scored, Scored]:
+    """Real and spoofed of what the headline is about.
+
+    Args:
+        scored: where there are several corpora, the first utterance's is meant.
+        unseen: of spoofed speech, only the attacks that training never met.
+    """
+    first = scored[0][0].labels.get("corpus")
+    real, spoofed = real_and_spoofed([s for s in scored if s[0].labels.get("corpus") == first])
+    return real, [s for s in spoofed if not s[0].labels["seen"]] if unseen else spoofed
+
+
+def act_dcf_by(label: str, real: Scored, spoofed: Scored, calibration: Calibration) -> dict[str, MetricValue]:
+    """Detection cost of each attack at the threshold that log-likelihood ratios ask for, against all real speech."""
+    if not (math.isfinite(calibration.scale) and math.isfinite(calibration.offset)):
+        return {}
+    costs = {"p_target": 1.0 - P_SPOOF, "cost_miss": COST_MISS, "cost_false_alarm": COST_FALSE_ALARM}
+    ratios = calibration.apply([score for _, score in real])
+    found = {}
+    for name in _values(label, spoofed):
+        fakes = calibration.apply([score for u, score in spoofed if u.labels.get(label) == name])
+        found[name] = MetricValue(actual_dcf(ratios, fakes, **costs), len(ratios) + len(fakes))
+    return found
 
 
 def eer_by(label: str, real: Scored, spoofed: Scored) -> dict[str, MetricValue]:
@@ -84,6 +143,10 @@ def write_scores(path: Path, scored: Iterable[tuple[Utterance, float]]) -> None:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def as_metrics(rates: Mapping[str, float], n: int) -> dict[str, MetricValue]:
-    """Plain rates over n utterances."""
-    return {name: MetricValue(rate, n) for name, rate in rates.items()}
+def errors_at(threshold: float, real: Scored, spoofed: Scored) -> dict[str, MetricValue]:
+    """The share of spoofed speech that passes and of real speech that does not, at one threshold."""
+    found = {}
+    for name, scored, accepted in (("false_acceptance", spoofed, True), ("false_rejection", real, False)):
+        hits = [float((score > threshold) == accepted) for _, score in scored]
+        found[name] = MetricValue(float(np.mean(hits)), len(hits), "utterances", *mean_interval(hits))
+    return found

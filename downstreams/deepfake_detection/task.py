@@ -194,7 +194,13 @@ class DeepfakeDetection(Task):
         else:
             measure.write_scores(folder / "scores.tsv", scored)
             tested = self._test(real, spoofed, float(_detection_head(head).threshold))
-        return replace(tested, breakdown={**tested.breakdown, audit.BREAKDOWN: audit.as_metrics(data.extra["cues"])})
+        sides = measure.headline(scored, unseen=self.config.labels != "corpus")
+        calibration = Calibration(*_detection_head(head).calibration.tolist())
+        costs = measure.calibrated_costs(*sides, calibration)
+        breakdown = {**tested.breakdown, audit.BREAKDOWN: audit.as_metrics(data.extra["cues"])}
+        if by_attack := measure.act_dcf_by("attack", *sides, calibration):
+            breakdown["act dcf by attack"] = by_attack
+        return replace(tested, metrics={**tested.metrics, **costs}, breakdown=breakdown)
 
     def _test(self, real: measure.Scored, spoofed: measure.Scored, threshold: float) -> Evaluation:
         unseen = [s for s in spoofed if not s[0].labels["seen"]]
