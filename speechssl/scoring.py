@@ -6,6 +6,7 @@ A task that can be scored has a module `score.py` with
     MEASURES     name -> Measure: all that it can measure
     SETTINGS     name -> what it sets
     score(files, options) -> Scores
+    USES_DEV     True where it learns from other trials (`--dev`); may be left out
 
 and is found as `registry.task_module(task, "score")`.
 """
@@ -25,7 +26,7 @@ from speechssl.result import MetricValue
 
 Unit = Literal["share", "dB", "Hz", "s", ""]
 FILES = ("scores.json", "items.tsv")
-"""What is written."""
+"""What is written, the latter where there are items."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Measure:
     better: Literal["higher", "lower"]
     unit: Unit = ""
     """'share' is a fraction that tables show in %."""
+    digits: int | None = None
+    """Behind the point in tables; None = as many as such a unit mostly bears."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class ScoreOptions:
     device: str = "cpu"
     settings: Mapping[str, str] = field(default_factory=dict)
     """Of the task, such as {'vocoder': 'griffin_lim'}."""
+    dev: tuple[Path, ...] = ()
+    """Files of the same kinds, of other trials, by which calibration and fusion are learned."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,15 @@ class Scores:
     metrics: Mapping[str, Mapping[str, MetricValue]]
     """Measure -> condition -> value; every measure has the same conditions or some of them."""
     items: Sequence[Mapping[str, Any]]
-    """One for each line of the input, with the same keys; None = not measured."""
+    """One for each line of the input, with the same keys; None = not measured. None at all = no table of them."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the numbers depend on."""
     notes: tuple[str, ...] = ()
     """Sentences about what could not be measured, and why."""
+    breakdown: Mapping[str, Mapping[str, Mapping[str, Mapping[str, MetricValue]]]] = field(default_factory=dict)
+    """Property, such as 'attack' -> its values -> measure -> condition -> value."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Further files: name -> text."""
 
 
 class ScoreModule(Protocol):
@@ -110,6 +119,7 @@ def run_score(
     measures: Sequence[str] = (),
     device: str = "cpu",
     settings: Sequence[str] = (),
+    dev: Sequence[Path] = (),
     out: Path | None = None,
 ) -> tuple[ScoreModule, Scores]:
     """Scores files and writes what was found.
@@ -117,7 +127,8 @@ def run_score(
     Args:
         measures: names, or several in one string with commas; none = all that the files allow.
         settings: such as 'vocoder=griffin_lim'.
-        out: folder for scores.json and items.tsv; None = nothing is written.
+        dev: files of other trials to learn calibration and fusion from, where the task does that.
+        out: folder for scores.json, items.tsv and what the task adds; None = nothing is written.
 
     Raises:
         SpeechsslError: unknown names, or anything that is wrong with the files.
@@ -129,7 +140,9 @@ def run_score(
             raise UnknownNameError("measure", name, module.MEASURES)
     if out is not None:
         check_writable(out)
-    options = ScoreOptions(wanted, device, _read_settings(settings, module.SETTINGS))
+    if dev and not getattr(module, "USES_DEV", False):
+        raise ConfigError(f"The task '{task}' learns nothing from --dev: leave it out.")
+    options = ScoreOptions(wanted, device, _read_settings(settings, module.SETTINGS), tuple(dev))
     scores = module.score(files, options)
     if out is not None:
         write_scores(scores, task, out)
@@ -156,20 +169,36 @@ def _read_settings(texts: Sequence[str], known: Mapping[str, str]) -> dict[str, 
 
 
 def write_scores(scores: Scores, task: str, folder: Path) -> None:
-    """Writes scores.json (all but the items) and items.tsv (one line each) into a folder."""
+    """Writes scores.json (all but the items), items.tsv (one line each) and what the task adds into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics = {m: {c: asdict(v) for c, v in found.items()} for m, found in scores.metrics.items()}
-    content = {
+    content: dict[str, Any] = {
         "task": task, "what": scores.what, "metrics": metrics, "settings": dict(scores.settings),
         "notes": list(scores.notes),
     }  # fmt: skip
-    with replacing(folder / FILES[0]) as partial:
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
+    if scores.breakdown:
+        content["breakdown"] = {
+            name: {
+                value: {m: {c: asdict(v) for c, v in found.items()} for m, found in measures.items()}
+                for value, measures in groups.items()
+            }
+            for name, groups in scores.breakdown.items()
+        }
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    for name, written in {FILES[0]: text + "\n", **scores.files}.items():
+        with replacing(folder / name) as partial:
+            partial.write_text(written, encoding="utf-8")
+    if not scores.items:
+        return
     with replacing(folder / FILES[1]) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, escapechar="\\")
         writer.writerow(scores.items[0])
         writer.writerows([_cell(value) for value in item.values()] for item in scores.items)
+
+
+def written_files(scores: Scores) -> list[str]:
+    """The names of what `write_scores` writes."""
+    return [FILES[0], *(FILES[1:] if scores.items else ()), *scores.files]
 
 
 def _cell(value: Any) -> str:
@@ -181,10 +210,11 @@ def _cell(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
-def show_value(value: MetricValue, unit: Unit) -> str:
+def show_value(value: MetricValue, unit: Unit, digits: int | None = None) -> str:
     """'91.7 % [83.3, 100.0]', '7.41 dB [7.10, 7.75]'."""
     scale = 100.0 if unit == "share" else 1.0
-    digits = 1 if unit == "share" else 3 if unit == "" else 2
+    if digits is None:
+        digits = 1 if unit == "share" else 3 if unit == "" else 2
     ends = [x for x in (value.low, value.high) if x is not None and math.isfinite(x)]
     interval = f" [{', '.join(f'{scale * x:.{digits}f}' for x in ends)}]" if len(ends) == 2 else ""
     name = {"share": " %", "": ""}.get(unit, f" {unit}")

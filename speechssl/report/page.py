@@ -70,10 +70,14 @@ def render_page(collection: Collection, *, title: str, examples: int) -> tuple[s
 
 def write_sections(sections: Sequence[Section], path: Path, *, title: str) -> None:
     """Writes a page of sections that are about no runs, such as what `speechssl infer` found."""
-    html = _fill(title=title, sections=sections, problems=[], **_facts([], []))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        partial.write_text(html, encoding="utf-8")
+        partial.write_text(render_sections(sections, title=title), encoding="utf-8")
+
+
+def render_sections(sections: Sequence[Section], *, title: str, problems: Sequence[str] = ()) -> str:
+    """Returns a page of sections that are about no runs; `problems` are sentences about what is doubtful."""
+    return _fill(title=title, sections=sections, problems=problems, **_facts([], []))
 
 
 def _fill(**content: Any) -> str:
