@@ -12,11 +12,13 @@ import pytest
 import yaml
 
 from speechssl.loading import load_upstream
+from speechssl.result import load_result
 from speechssl.vocoder import load_vocoder
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes" / "pretrain").glob("*/run.sh"))
 VOCODERS = sorted((ROOT / "recipes" / "vocoder").glob("*/run.sh"))
+DEEPFAKE = sorted((ROOT / "recipes" / "deepfake").glob("*/run.sh"))
 
 
 @pytest.fixture(scope="session")
@@ -57,12 +59,25 @@ def test_the_recipe_of_a_vocoder_runs_whole_on_generated_speech(script: Path, da
     assert _run(script, "--smok", data=data, out=tmp_path).returncode == 2
 
 
-@pytest.mark.parametrize("script", [*RECIPES, *VOCODERS], ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("script", DEEPFAKE, ids=lambda p: p.parent.name)
+def test_the_recipe_of_a_detector_runs_whole_on_generated_speech(script: Path, data: Path, tmp_path: Path) -> None:
+    done = _run(script, "--smoke", data=data, out=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "report" / "index.html").is_file()
+    found = [load_result(path) for path in tmp_path.glob("**/seed*/result.json") if "made" not in path.parts]
+    members = 4 if "ensemble" in script.parent.name else 1
+    assert sorted(result.seed for result in found) == [0] * members + [1] * members
+    assert all(set(result.test.breakdown["eer by corpus"]) == {"deepfake", "deepfake:dev"} for result in found)
+    assert len(list(tmp_path.glob("fusion/seed*/scores.json"))) == (2 if members > 1 else 0)
+    assert _run(script, "--smok", data=data, out=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize("script", [*RECIPES, *VOCODERS, *DEEPFAKE], ids=lambda p: p.parent.name)
 def test_the_recipe_is_thin_and_told(script: Path) -> None:
     assert len(script.read_text().splitlines()) <= 60
     assert os.access(script, os.X_OK)
     told = (script.parent / "README.md").read_text()
-    hardware = () if script in VOCODERS else ("| published hardware |",)
+    hardware = () if script in (*VOCODERS, *DEEPFAKE) else ("| published hardware |",)
     for row in ("| corpus |", *hardware, "| published target |", "| ours |"):
         assert row in told
     for settings in script.parent.glob("*.yaml"):
