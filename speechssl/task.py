@@ -112,6 +112,9 @@ class Task(ABC):
     metric: str
     """Primary metric, a key of every Evaluation.metrics that `evaluate` returns for dev and test alike."""
     higher_is_better: bool = False
+    labels_whole: ClassVar[bool] = False
+    """Whether labels are of whole utterances, so that they stay true where audio is delayed, padded or trimmed; such a
+    task's runs can be tested under disturbances (`speechssl.robustness`)."""
     about: str = ""
     """What this one predicts, where a task may predict anything; part of the name of its results."""
 

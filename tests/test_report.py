@@ -110,7 +110,7 @@ def test_secondary_metrics_and_languages_are_those_of_the_results(text: str, run
     assert (german[0].split("|")[0], russian[0].split("|")[0]) == ("de", "ru")
     for row, factor in ((german, 0.9), (russian, 1.0), (ukrainian, 1.1)):
         assert row[1].split("|")[0] == f"{100 * factor * np.mean(values):.1f} %"
-    assert tables["EER of trivial cues"][0] == ["Trivial cues", "Every upstream"]
+    assert tables["EER of trivial cues"][0] == ["Trivial cue", "On train", "Every upstream"]
 
 
 def test_costs_are_summed_over_the_seeds(text: str) -> None:

@@ -18,7 +18,6 @@ from pathlib import Path
 import torchaudio.functional as AF
 
 from downstreams.deepfake_detection.attacks import Attack, Source, Synthesiser, find_attack
-from downstreams.deepfake_detection.audit import shortcut_audit
 from downstreams.deepfake_detection.conditioning import SAMPLE_RATE, finish, take_segment
 from downstreams.deepfake_detection.config import SpoofConfig
 from downstreams.deepfake_detection.plan import BONA_FIDE, SPLITS, Item, make_plan
@@ -28,8 +27,6 @@ from speechssl.data.flac import write_flac
 from speechssl.data.manifests import Clip, write_corpus
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.progress import progress
-from speechssl.task import TaskData
-from speechssl.types import Utterance
 
 logger = logging.getLogger(__name__)
 REVISION = 2
@@ -53,7 +50,6 @@ def prepare_set(corpus: Corpus, config: SpoofConfig) -> Corpus:
     splits = _clips(items, folder, config)
     _check_classes(splits, corpus.root)
     extra = {"config": asdict(config), "left_out": left_out, "made_from": corpus.fingerprint}
-    extra["cues"] = shortcut_audit(TaskData({split: _utterances(clips, folder) for split, clips in splits.items()}))
     sources = [_attack_info(a, splits, dropped) for a in attacks]
     write_corpus(folder, splits, name="deepfake", source=corpus.source, sources=sources, extra=extra)
     return open_corpus(folder)
@@ -201,10 +197,6 @@ def _check_classes(splits: Mapping[str, Sequence[Clip]], root: Path) -> None:
                 "corpus (`spoof.seen`, `spoof.unseen`), or lower `spoof.conditioning.seconds`; --debug says of each "
                 "utterance why."
             )
-
-
-def _utterances(clips: Sequence[Clip], folder: Path) -> list[Utterance]:
-    return [Utterance(clip.id, str(folder / clip.path), 0.0, clip.duration, clip.custom) for clip in clips]
 
 
 def _clip(item: Item, folder: Path, config: SpoofConfig) -> Clip:

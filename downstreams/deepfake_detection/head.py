@@ -30,7 +30,7 @@ class Detector(nn.Module, ABC):
         super().__init__()
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("calibration", torch.full((2,), torch.nan))
-        self.register_load_state_dict_pre_hook(_without_calibration)
+        self.register_load_state_dict_pre_hook(_without_calibration)  # type: ignore[no-untyped-call]  # torch has none
 
     @abstractmethod
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:

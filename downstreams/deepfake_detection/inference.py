@@ -114,7 +114,7 @@ def _condition(
     """Windows in the common form of the set, or their scores would not compare with its threshold."""
     conditioning = config.spoof.conditioning
     begin, waveform = _read(utterance, config, strip=True)
-    found = []
+    found: list[Utterance] = []
     seconds = waveform.numel() / SAMPLE_RATE
     for start, stretch in windows(waveform, conditioning, hop=listening.hop or conditioning.seconds / 2):
         path = folder / f"{name}-{len(found)}.flac"

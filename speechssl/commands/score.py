@@ -32,11 +32,19 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     each line: converted, source, target (files; several with ';' or as a JSON list), perhaps text and parallel (the
     target's own recording of these words). Paths start from the list.
 
+    `robustness` in place of a task tests finished runs under disturbances; `--measure` then names some of them, and
+    `--set corpus=FOLDER` the corpus that the runs were made on.
+
     Example: speechssl score voice_conversion conversions.tsv -o scores
     """
     from rich.console import Console
 
+    from speechssl.commands import robustness
     from speechssl.scoring import FILES, run_score
+
+    if task == robustness.NAME:
+        robustness.score_robustness(files, conditions=measure or (), settings=setting or (), device=device)
+        return
 
     module, scores = run_score(task, files, measures=measure or (), device=device, settings=setting or (), out=out)
     console = Console()

@@ -14,6 +14,8 @@ class Cell:
     best: bool = False
     heat: float | None = None
     """Shading within [0, 1] for tables that are read as heat maps."""
+    bar: float | None = None
+    """Length within [0, 1] of a bar behind the text."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ from speechssl.files import replacing
 from speechssl.report import provenance
 from speechssl.report.blocks import Block, Code, Figure, Listen, Section, Table
 from speechssl.report.collect import Collection, collect
+from speechssl.report.cues import cues_table
 from speechssl.report.detection import confusion_table, det_block, group_scores
 from speechssl.report.figures import curve_figures, layer_figure, pretraining_figures, pretraining_table
 from speechssl.report.judges import judges_table, scored_tables
 from speechssl.report.listen import Budget, listen_block
+from speechssl.report.robustness import robustness_tables
 from speechssl.report.summary import Group, by_task, group_runs, heads_agree, labels_of, verdict
 from speechssl.report.table import breakdown_tables, cost_table, details_table, main_table
 from speechssl.report.trained import what_is_trained
@@ -151,6 +153,7 @@ def _task_blocks(
     blocks: list[Block] = [*curve_figures(groups, colours), *_present(layer_figure(groups, colours))]
     if scores:
         blocks += _present(det_block(scores, colours), confusion_table(scores))
+    blocks += [*robustness_tables(groups, collection.runs, problems), *_present(cues_table(groups))]
     return [*blocks, *_present(judges_table(groups)), *breakdown_tables(groups), details_table(groups)]
 
 

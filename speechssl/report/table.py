@@ -10,6 +10,7 @@ from speechssl.report.blocks import Cell, Table
 from speechssl.report.summary import Group, Summary, best_labels, by_task, group_runs, labels_of
 from speechssl.report.words import (
     CONDITION,
+    CUES,
     Direction,
     arrow,
     better_words,
@@ -24,7 +25,6 @@ from speechssl.report.words import (
     metric_of_group,
     metric_title,
     task_title,
-    words_of,
 )
 from speechssl.result import RunResult
 
@@ -102,7 +102,7 @@ def breakdown_tables(groups: Sequence[Group]) -> list[Table]:
     What compares systems with anchors is left to `judges`.
     """
     names = list(dict.fromkeys(n for g in groups for r in g.results for n in r.test.breakdown))
-    names = [n for n in names if not n.endswith(CONDITION)]
+    names = [n for n in names if not n.endswith(CONDITION) and n != CUES]
     return [t for name in names if (t := _breakdown(groups, name)) is not None]
 
 
@@ -123,7 +123,7 @@ def _breakdown(groups: Sequence[Group], name: str) -> Table | None:
     ]
     part = re.sub(r"^ (by|of|per|within|for) ", "", metric_title(name[len(metric) :])) if named else ""
     header = [Cell(capital(part) or "Part"), *(Cell(label) for label in labels)]
-    return Table(task_title(name), _breakdown_caption(groups[0], name, metric if named else ""), header, rows)
+    return Table(task_title(name), _breakdown_caption(groups[0], metric if named else ""), header, rows)
 
 
 def _entry(groups: Sequence[Group], name: str, entry: str) -> list[Summary | None]:
@@ -135,11 +135,9 @@ def _same(row: Sequence[Summary | None]) -> bool:
     return all(s is not None and row[0] is not None and s.mean == row[0].mean and s.n == row[0].n for s in row)
 
 
-def _breakdown_caption(group: Group, name: str, metric: str) -> str:
+def _breakdown_caption(group: Group, metric: str) -> str:
     way = _better(group.higher_is_better) if metric == group.metric else direction(metric)
     better = better_words(way)
-    if "trivial" in words_of(name):
-        better = "near 50 % the cue gives nothing away, so a system can’t win by it"
     head = f"{capital(metric_title(metric))} on the test split" if metric else "On the test split"
     return f"{head}, mean over the seeds with 95 % interval; {better}. Stronger shading: larger value."
 

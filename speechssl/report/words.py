@@ -29,6 +29,8 @@ HIGHER = _set(
 UNITS = {"mcd": "dB", "snr": "dB", "sdr": "dB", "sdri": "dB", "distortion": "dB", "ddur": "s", "f0_rmse": "Hz"}
 CONDITION = " by condition"
 """How the names of breakdowns end that compare what a system made with anchors; see `judges`."""
+CUES = "eer of trivial cues"
+"""The breakdown of what trivial cues alone would score as detectors; see `cues`."""
 Direction = Literal["up", "down"] | None
 
 

@@ -1,0 +1,72 @@
+"""`speechssl score robustness`: finished runs under disturbances of their test set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from speechssl.errors import ConfigError, ManifestError, UnknownNameError
+from speechssl.inference import is_run
+
+NAME = "robustness"
+"""What stands in place of a task."""
+SETTINGS = {
+    "corpus": "folder that the runs were made on; else data/demo",
+    "limit": "test utterances that are heard; else all",
+    "upstream": "where it is now, if it was moved",
+    "cache": "folder of the feature cache",
+}
+
+
+def score_robustness(
+    folders: Sequence[Path], *, conditions: Sequence[str], settings: Sequence[str], device: str
+) -> None:
+    """Measures each run below some folders, writes robustness.json beside its result, and prints a table.
+
+    Args:
+        conditions: names, or several in one string with commas; none = all.
+        settings: 'name=value' of `SETTINGS`.
+    """
+    from rich.console import Console
+
+    from speechssl.console import FittingTable
+    from speechssl.data.corpus import open_corpus
+    from speechssl.jobs import RunOptions
+    from speechssl.report.collect import collect
+    from speechssl.report.robustness import robustness_tables
+    from speechssl.report.summary import by_task, group_runs
+    from speechssl.robustness import FILE, measure_robustness
+
+    given = _settings(settings)
+    runs = [run for run in collect(folders).runs if is_run(run.folder)]
+    if not runs:
+        raise ManifestError(f"{', '.join(map(str, folders))} holds no finished run: name what `speechssl run` wrote.")
+    corpus = open_corpus(given.get("corpus", "data/demo"))
+    names = [name.strip() for text in conditions for name in text.split(",") if name.strip()]
+    for run in runs:
+        measure_robustness(
+            run.folder,
+            corpus,
+            conditions=names,
+            limit=int(given["limit"]) if "limit" in given else None,
+            upstream=given.get("upstream"),
+            options=RunOptions(cache_folder=given.get("cache"), devices=device),
+        )
+    console = Console()
+    for groups in by_task(group_runs([run.result for run in runs])).values():
+        for table in robustness_tables(groups, runs, []):
+            header = [f"{cell.text}\n{cell.note}".strip() for cell in table.header]
+            rows = [[f"{cell.text}\n{cell.note}".strip() for cell in row] for row in table.rows]
+            console.print(FittingTable(table.title, header, rows))
+    console.print(f"Wrote {FILE} into {len(runs)} run folders; `speechssl report` shows them.")
+
+
+def _settings(texts: Sequence[str]) -> dict[str, str]:
+    from speechssl.scoring import split_settings
+
+    given = split_settings(texts)
+    for name in given:
+        if name not in SETTINGS:
+            raise UnknownNameError("setting", name, SETTINGS)
+    limit = given.get("limit", "1")
+    if not limit.isdigit() or int(limit) < 1:
+        raise ConfigError(f"`limit` must be a number of utterances, but is '{limit}'.")
+    return given
