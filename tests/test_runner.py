@@ -171,7 +171,7 @@ def test_several_upstreams_go_in_one_call(tiny_corpus: Path, tmp_path: Path, opt
     assert sum(results[1].layer_weights) == pytest.approx(1.0, abs=1e-5)
     assert results[1].layer_weights != [1 / results[1].upstream.num_layers] * results[1].upstream.num_layers
     assert "3" in results[1].upstream.weights
-    assert results_table(results).row_count == 3
+    assert len(results_table(results).rows) == 3
 
 
 def test_crops_bound_the_training_batches(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:

@@ -10,8 +10,7 @@ import typer
 from speechssl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from speechssl.console import FittingTable
     from speechssl.result import MetricValue, RunResult
     from speechssl.suite import SuiteResult
 
@@ -118,18 +117,19 @@ def _names(text: str | None) -> list[str]:
     return [] if text is None else [name.strip() for name in text.split(",")]
 
 
-def suite_table(outcome: "SuiteResult") -> "Table":
+def suite_table(outcome: "SuiteResult") -> "FittingTable":
     """One row per upstream: each task's primary metric on test, a mean over seeds and folds, and the score."""
-    from rich.table import Table
+    from speechssl.console import FittingTable
 
     primary = {task: results[0] for task, results in outcome.results.items()}
     heads = [f"{task}\n{one.metric} {'↑' if one.higher_is_better else '↓'}" for task, one in primary.items()]
-    table = Table("upstream", *heads, *([outcome.score] if outcome.score else []), title=f"{outcome.suite}: test")
+    rows = []
     for label, found in outcome.metrics.items():
         cells = [f"{found[task][one.metric]:.4f}" if task in found else "" for task, one in primary.items()]
         score = [f"{outcome.scores[label]:.0f}" if label in outcome.scores else "–"] if outcome.score else []
-        table.add_row(label, *cells, *score)
-    return table
+        rows.append([label, *cells, *score])
+    header = ["upstream", *heads, *([outcome.score] if outcome.score else [])]
+    return FittingTable(f"{outcome.suite}: test", header, rows)
 
 
 def _numbers(folds: str | None) -> "list[int | str]":
@@ -141,12 +141,12 @@ def _numbers(folds: str | None) -> "list[int | str]":
     return [fold if fold == "all" else int(fold) for fold in folds.split(",")]
 
 
-def results_table(results: "Sequence[RunResult]") -> "Table":
+def results_table(results: "Sequence[RunResult]") -> "FittingTable":
     """One row per head, upstream, fold and seed, then one with the mean over folds and seeds; metrics on test.
 
     The primary metric comes first and has its 95 % interval; `result.json` holds those of the others.
     """
-    from rich.table import Table
+    from speechssl.console import FittingTable
 
     primary = results[0].metric
     names = sorted(results[0].test.metrics, key=lambda name: name != primary)  # stable: the others keep their order
@@ -155,17 +155,21 @@ def results_table(results: "Sequence[RunResult]") -> "Table":
     for result in results:
         label = result.upstream.label + (f", {result.head} head" if result.head else "")
         groups.setdefault(label, []).append(result)
+    rows: list[list[str]] = []
+    means = set()
     for label, group in groups.items():
         for result in group:
             cells = [_cell(result.test.metrics[name], interval=name == result.metric) for name in names]
             seconds = f"{sum(result.seconds.values()):.0f}"
             seed = f"{result.seed}, fold {result.fold}" if result.fold else str(result.seed)
-            table.add_row(label, seed, *cells, str(result.best_step), seconds)
+            rows.append([label, f"seed {seed}", *cells, str(result.best_step), seconds])
         if len(group) > 1:
             spread = [[r.test.metrics[name].value for r in group] for name in names]
             cells = [f"{mean(v):.4f} ± {stdev(v):.4f}" for v in spread]
-            table.add_row(label, "mean ± sd", *cells, "", "", style="bold")
-    return table
+            means.add(len(rows))
+            rows.append([label, "mean ± sd", *cells, "", ""])
+    header = ["upstream", "", *names, "best step", "seconds"]
+    return FittingTable(f"{results[0].task}: test", header, rows, keys=2, bold=frozenset(means))
 
 
 def _cell(value: "MetricValue", *, interval: bool) -> str:

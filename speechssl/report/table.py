@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from speechssl.console import FittingTable
 from speechssl.report.blocks import Cell, Table
 from speechssl.report.summary import Group, Summary, best_labels, by_task, group_runs, labels_of
 from speechssl.report.words import (
@@ -27,9 +28,6 @@ from speechssl.report.words import (
     task_title,
 )
 from speechssl.result import RunResult
-
-if TYPE_CHECKING:
-    from rich.table import Table as ConsoleTable
 
 EMPTY = Cell("–")
 SPLITS: tuple[Literal["test"], Literal["dev"]] = ("test", "dev")
@@ -197,24 +195,17 @@ def _throughput(results: Sequence[RunResult]) -> str:
     return format_count(audio / seconds) if audio and seconds else "–"
 
 
-def console_table(results: Sequence[RunResult]) -> "ConsoleTable":
+def console_table(results: Sequence[RunResult]) -> FittingTable:
     """The main table for a terminal.
 
     Args:
         results: finished runs of any tasks, upstreams and seeds.
     """
-    from rich.table import Table as ConsoleTable
-    from rich.text import Text
-
     table = main_table(group_runs(results))
-    console = ConsoleTable(title="Mean over seeds, [95 % interval]", title_style="bold")
-    for index, head in enumerate(table.header):
-        console.add_column(
-            Text(f"{head.text}\n{head.note.split(' · ')[0]}".strip()), justify="right" if index else "left"
-        )
-    for row in table.rows:
-        console.add_row(*(Text(_line(c), style="bold" if c.best else "") for c in row))
-    return console
+    header = [f"{head.text}\n{head.note.split(' · ')[0]}".strip() for head in table.header]
+    best = frozenset((r, c) for r, row in enumerate(table.rows) for c, cell in enumerate(row) if cell.best)
+    rows = [[_line(cell) for cell in row] for row in table.rows]
+    return FittingTable("Mean over seeds, [95 % interval]", header, rows, marked=best)
 
 
 def _line(cell: Cell) -> str:
