@@ -5,12 +5,14 @@ import errno
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 
 from speechssl import cli
 from speechssl.errors import AudioError, SpeechsslError, UnknownNameError
+from speechssl.runner import resolve_config
 
 
 def run(*argv: str) -> int:
@@ -36,6 +38,19 @@ def test_list_names_upstreams_and_tasks(capsys: pytest.CaptureFixture[str]) -> N
     assert run("list") == 0
     out = capsys.readouterr().out
     assert "fbank" in out and "hubert_tiny" in out
+
+
+def test_list_shows_the_settings_of_a_preset_as_the_yaml_that_run_takes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run("list", "probe_frame") == 0
+    out = capsys.readouterr().out
+    assert "probe_segment" in out and "linear, mlp\n" in out and "1 to 5" in out
+    (tmp_path / "settings.yaml").write_text(out, encoding="utf-8")
+    _, config = resolve_config("probe", yaml=tmp_path / "settings.yaml")
+    assert config == resolve_config("probe_frame")[1]
+    assert run("list", "superb") == 0
+    assert "keyword_spotting: speech_commands\n" in capsys.readouterr().out
 
 
 MISTAKES = {

@@ -22,17 +22,25 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     upstream: Annotated[
         list[str],
         typer.Option(
-            "--upstream", "-u", help="Name or folder; label=NAME names it, NAME:random[:SEED] has random weights."
+            "--upstream",
+            "-u",
+            help="Name (see `speechssl list`) or folder; label=NAME names it, NAME:random[:SEED] has random weights. "
+            "Several: -u one -u other.",
         ),
     ],
     corpus: Annotated[
-        Path, typer.Option(help="Folder of a prepared corpus; for a suite, that of all its corpora.")
+        Path, typer.Option(help="Folder that `speechssl prepare` wrote; for a suite, that of all its corpora.")
     ] = Path("data/demo"),
-    seed: Annotated[list[int] | None, typer.Option(help="One run for each; 0 where none is given.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings to begin with, such as asr_demo.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="One run for each: --seed 0 --seed 1. 0 where none is given.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings to begin with, such as asr_demo, which may also stand for TASK.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the settings to change.")] = None,
     override: Annotated[
-        list[str] | None, typer.Option("--set", "-s", help="A setting, such as train.steps=500.")
+        list[str] | None,
+        typer.Option("--set", "-s", help="A setting, such as train.steps=500; `speechssl list TASK` shows all."),
     ] = None,
     heads: Annotated[
         str | None, typer.Option(help="Heads of the task to run side by side, such as linear,mlp; or all.")
@@ -48,20 +56,36 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     ] = None,
     only: Annotated[str | None, typer.Option(help="Of a suite: tasks to run, such as asr,diarization.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="What tables call each upstream, in order.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Results go to OUT/TASK/LABEL/seedK.")] = Path("exp"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Results go to OUT/TASK/LABEL/seedK, in place of any with other settings, such as another preset's.",
+        ),
+    ] = Path("exp"),
     random_weights: Annotated[int | None, typer.Option(help="Seed; gives every upstream random weights.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Heads trained at once.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="Of each training on the CPU.")] = 1,
-    cache: Annotated[Path | None, typer.Option(help="Folder of the feature cache.")] = None,
-    cache_gb: Annotated[float, typer.Option(help="Its size budget, 10^9 bytes.")] = 20.0,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs (seeds, heads, folds, upstreams) trained at once.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each training.")] = 1,
+    cache: Annotated[Path | None, typer.Option(help="Folder of the feature cache; else ~/.cache/speechssl.")] = None,
+    cache_gb: Annotated[
+        float, typer.Option(help="Its budget, 10^9 bytes; what goes beyond is computed anew at each pass.")
+    ] = 20.0,
     devices: Annotated[
         str, typer.Option("--devices", "--device", help="cpu, cuda (every GPU that is visible), or cuda:0,cuda:1 ...")
     ] = "cpu",
-    precision: Annotated[Literal["float32", "bf16"], typer.Option(help="Of the upstream.")] = "float32",
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out files that can't be read.")] = False,
+    precision: Annotated[
+        Literal["float32", "bf16"], typer.Option(help="In which upstreams compute what stays as it is.")
+    ] = "float32",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out audio that is missing or can't be read, and count it.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run again what is finished.")] = False,
 ) -> None:
-    """Train and evaluate a task on frozen upstreams.
+    """Train and evaluate a task on top of upstreams.
+
+    Upstreams are frozen, unless a setting such as adapt.method=lora trains them too. What is finished is read, not run
+    again; what was interrupted goes on. `speechssl list TASK` shows presets, heads and settings of a task.
 
     Example: speechssl run asr_demo -u fbank -u pretrained=exp/pretrain/upstream --seed 0 --seed 1 --jobs 2
 
@@ -150,7 +174,6 @@ def results_table(results: "Sequence[RunResult]") -> "FittingTable":
 
     primary = results[0].metric
     names = sorted(results[0].test.metrics, key=lambda name: name != primary)  # stable: the others keep their order
-    table = Table("upstream", "seed", *names, "best step", "seconds", title=f"{results[0].task}: test")
     groups: dict[str, list[RunResult]] = {}
     for result in results:
         label = result.upstream.label + (f", {result.head} head" if result.head else "")
