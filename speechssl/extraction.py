@@ -151,6 +151,18 @@ def measure(
     return durations
 
 
+def measure_heard(
+    upstream: Upstream, utterances: Sequence[Utterance], *, skip_bad: bool, bad: MutableMapping[str, str] | None
+) -> dict[str, float]:
+    """Seconds per id of the utterances that an upstream can hear: as `measure`, without those shorter than a frame."""
+    seconds = measure(utterances, skip_bad=skip_bad, bad=bad)
+    for utterance in utterances:
+        samples = round(seconds.get(utterance.id, 0.0) * upstream.sample_rate)
+        if utterance.id in seconds and not _holds_a_frame(upstream, samples):
+            leave_out(utterance, _too_short(upstream, utterance, seconds.pop(utterance.id)), skip_bad, bad)
+    return seconds
+
+
 def find_bad(utterances: Sequence[Utterance], *, workers: int = 2) -> dict[str, str]:
     """Reads all audio once, and returns what is wrong per id of an utterance that can't be used; each is logged."""
     bad: dict[str, str] = {}
@@ -250,13 +262,21 @@ def _usable(
     for utterance, waveform in zip(batch, waveforms, strict=True):
         if isinstance(waveform, AudioError):
             leave_out(utterance, waveform, skip_bad, bad)
-        elif int(upstream.output_lengths(torch.tensor([waveform.numel()]))) < 1:
-            seconds = waveform.numel() / upstream.sample_rate
-            reason = f"is {seconds:.3f} s long, shorter than one frame of '{upstream.name}': leave it out"
-            leave_out(utterance, AudioError(f"{utterance.path} {reason}."), skip_bad, bad)
+        elif not _holds_a_frame(upstream, waveform.numel()):
+            error = _too_short(upstream, utterance, waveform.numel() / upstream.sample_rate)
+            leave_out(utterance, error, skip_bad, bad)
         else:
             kept.append((utterance, waveform))
     return kept
+
+
+def _holds_a_frame(upstream: Upstream, samples: int) -> bool:
+    return int(upstream.output_lengths(torch.tensor([samples]))) >= 1
+
+
+def _too_short(upstream: Upstream, utterance: Utterance, seconds: float) -> AudioError:
+    reason = f"is {seconds:.3f} s long, shorter than one frame of '{upstream.name}': leave it out."
+    return AudioError(f"{utterance.path} {reason}")
 
 
 def _features(

@@ -31,7 +31,7 @@ from speechssl.inference import save_task
 from speechssl.progress import progress
 from speechssl.registry import task_module
 from speechssl.result import RunResult, hardware, versions
-from speechssl.streaming import StreamedStore, divide
+from speechssl.streaming import FrameKeeper
 from speechssl.task import Task, TaskData, take_share
 from speechssl.types import Utterance
 from speechssl.upstream import Upstream
@@ -139,54 +139,28 @@ def compute_features(upstream: Upstream, task: Task, data: TaskData, options: Ru
             )
         crops = training_crops(utterances, task.config) if split == "train" else {}
         unique.update((heard.id, heard) for u in utterances for heard in crops.get(u.id, [u]))
-    compute = partial(
-        cache.features,
-        utterances=list(unique.values()),
-        precision=options.precision,
-        skip_bad=options.skip_bad,
-        devices=resolve_devices(options.devices),
-    )
+    items, devices = list(unique.values()), resolve_devices(options.devices)
+    if adaptation.method == "frozen" and wanted.pooling == "mean":
+        return cache.features(
+            upstream,
+            items,
+            layers=layers,
+            pooling="mean",
+            precision=options.precision,
+            skip_bad=options.skip_bad,
+            devices=devices,
+        )
+    keeper = FrameKeeper(cache, items, precision=options.precision, skip_bad=options.skip_bad, devices=devices)
     if adaptation.method == "frozen":
-        if wanted.pooling == "none":
-            return _within_budget(cache, upstream, list(unique.values()), layers=layers, options=options)
-        return compute(upstream, layers=layers, pooling=wanted.pooling)
+        return keeper.keep(upstream, layers, load=upstream.load if isinstance(upstream, CachedUpstream) else None)
     return Adaptable(
         upstream,
         adaptation,
         Wanted(tuple(layers), wanted.pooling == "mean", options.precision, task.config.train.max_duration),
         unique,
-        keep=lambda model, kept: compute(model, layers=kept, dtype="float32"),
+        keep=partial(keeper.keep, dtype="float32"),
         skip_bad=options.skip_bad,
     )
-
-
-def _within_budget(
-    cache: FeatureCache,
-    upstream: Upstream,
-    utterances: Sequence[Utterance],
-    *,
-    layers: Sequence[int],
-    options: RunOptions,
-) -> FeatureStore:
-    """The frames of all; what does not fit into the cache, the last ones, is computed whenever it is heard."""
-    kept, others, size = divide(utterances, upstream, layers, budget=1e9 * cache.max_gb)
-    store = cache.features(
-        upstream,
-        kept,
-        layers=layers,
-        precision=options.precision,
-        skip_bad=options.skip_bad,
-        devices=resolve_devices(options.devices),
-    )
-    if not others:
-        return store
-    logger.warning(
-        "The frames of %d utterances take %.1f GB, and the cache has %.1f: %d of them are computed anew at each pass. "
-        "Raise `--cache-gb`, or choose fewer `features.layers`.",
-        len(utterances), size / 1e9, cache.max_gb, len(others),
-    )  # fmt: skip
-    load_upstream = upstream.load if isinstance(upstream, CachedUpstream) else lambda: upstream
-    return StreamedStore(store, load_upstream, {u.id: u for u in others}, precision=options.precision)
 
 
 def with_cost(jobs: Sequence[Job], store: Source) -> list[Job]:

@@ -13,8 +13,8 @@ from speechssl.adapt.live import LiveFeatures
 from speechssl.data.batching import bucket_batches
 from speechssl.devices import Devices, deal, in_turn
 from speechssl.feature_batches import Features, place
+from speechssl.feature_store import FeatureStore
 from speechssl.probe import Probe
-from speechssl.streaming import StreamedStore
 from speechssl.task import Task, TaskData, TrainConfig
 from speechssl.types import Utterance
 
@@ -42,7 +42,7 @@ def predict(
 
 def _copies(probe: Probe, features: Features, device: torch.device) -> tuple[Probe, Features]:
     copied = Probe(copy.deepcopy(probe.featurizer), copy.deepcopy(probe.head)).to(device).eval()
-    return copied, features.on(device) if isinstance(features, LiveFeatures | StreamedStore) else features
+    return copied, features.on(device) if isinstance(features, LiveFeatures | FeatureStore) else features
 
 
 def _predict_each(  # noqa: PLR0917  what `predict` has

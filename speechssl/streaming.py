@@ -4,6 +4,7 @@ K layers, T frames, D width.
 """
 
 import copy
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,14 +12,15 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from speechssl.extraction import extract, measure
+from speechssl.cache import DType, FeatureCache
+from speechssl.extraction import extract, measure, measure_heard
 from speechssl.feature_store import FeatureStore
 from speechssl.forward import Precision
+from speechssl.packs import DTYPES
 from speechssl.types import Utterance
 from speechssl.upstream import Upstream
 
-FRAME_TYPE = torch.bfloat16
-"""As the cache keeps frames, so that it makes no difference which of them are there."""
+logger = logging.getLogger(__name__)
 MEMORY = 1 << 30
 """Bytes of frames that were computed last and are kept in memory."""
 
@@ -33,28 +35,30 @@ class StreamedStore(FeatureStore):
         others: Mapping[str, Utterance],
         *,
         precision: Precision,
+        dtype: DType = "bf16",
     ) -> None:
         """
         Args:
-            kept: what fits into the cache, in bf16.
+            kept: what fits into the cache.
             upstream: loads it; called when the first of the others is asked for.
             others: id -> utterance that is not in `kept`.
+            dtype: of `kept`, and so of the others, so that it makes no difference which of them are there.
         """
         super().__init__({}, {}, frame_rate=kept.frame_rate, layers=kept.layers)
         self.kept, self.others = kept, others
         self.computed, self.from_cache, self.seconds = kept.computed, kept.from_cache, kept.seconds
         self.audio_seconds = kept.audio_seconds + sum(u.duration or 0.0 for u in others.values())
         self.bad = kept.bad
-        self._load, self._precision = upstream, precision
+        self._load, self._precision, self._dtype = upstream, precision, dtype
         self._upstream: Upstream | None = None
         self._recent: OrderedDict[str, Tensor] = OrderedDict()
         self._bytes = 0
 
+    @override
     def on(self, device: torch.device) -> "StreamedStore":
-        """The same with a copy of the upstream on a device, to be read beside this one."""
         upstream = self._upstream = self._upstream or self._load()
         copied = copy.deepcopy(upstream).to(device)
-        return StreamedStore(self.kept, lambda: copied, self.others, precision=self._precision)
+        return StreamedStore(self.kept, lambda: copied, self.others, precision=self._precision, dtype=self._dtype)
 
     @property
     @override
@@ -104,27 +108,99 @@ class StreamedStore(FeatureStore):
         items = [self.others[i] for i in missing]
         found = {}
         for utterance, states in extract(upstream, items, layers=self.layers, precision=self._precision):
-            frames = torch.stack([states[layer].to(FRAME_TYPE) for layer in self.layers])  # (K, T, D)
+            frames = torch.stack([states[layer].to(DTYPES[self._dtype]) for layer in self.layers])  # (K, T, D)
             self._recent[utterance.id] = found[utterance.id] = frames
             self._bytes += frames.nbytes
         return found
 
 
+class FrameKeeper:
+    """Keeps frames of one set of utterances in the cache, all of them together within its budget."""
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        utterances: Sequence[Utterance],
+        *,
+        precision: Precision,
+        skip_bad: bool,
+        devices: Sequence[torch.device],
+    ) -> None:
+        """
+        Args:
+            precision: see `FeatureCache.features`; so are the next ones.
+        """
+        self._cache, self._utterances = cache, utterances
+        self._precision, self._skip_bad, self._devices = precision, skip_bad, devices
+        self._left = 1e9 * cache.max_gb
+
+    def keep(
+        self,
+        upstream: Upstream,
+        layers: Sequence[int],
+        *,
+        dtype: DType = "bf16",
+        load: Callable[[], Upstream] | None = None,
+    ) -> FeatureStore:
+        """The frames of all; what does not fit any more, the last ones, is computed whenever it is heard.
+
+        Args:
+            load: gives an upstream that can compute, where `upstream` only stands for one; None = it can.
+        """
+        sizes = frame_bytes(self._utterances, upstream, layers, dtype)
+        kept, others = divide(self._utterances, sizes, budget=self._left)
+        store = self._cache.features(
+            upstream,
+            kept,
+            layers=layers,
+            dtype=dtype,
+            precision=self._precision,
+            skip_bad=self._skip_bad,
+            devices=self._devices,
+        )
+        if others:
+            logger.warning(
+                "The frames of %d utterances take %.1f GB, and the cache has %.1f left: %d of them are computed anew "
+                "at each pass. Raise `--cache-gb`, or choose fewer `features.layers`.",
+                len(sizes), sum(sizes.values()) / 1e9, self._left / 1e9, len(others),
+            )  # fmt: skip
+        self._left = max(0.0, self._left - sum(sizes[u.id] for u in kept))
+        return self._streamed(store, upstream, others, dtype, load) if others else store
+
+    def _streamed(
+        self,
+        store: FeatureStore,
+        upstream: Upstream,
+        others: Sequence[Utterance],
+        dtype: DType,
+        load: Callable[[], Upstream] | None,
+    ) -> StreamedStore:
+        heard = measure_heard(upstream, others, skip_bad=self._skip_bad, bad=store.bad)
+        streamed = {u.id: u for u in others if u.id in heard}
+        return StreamedStore(store, load or (lambda: upstream), streamed, precision=self._precision, dtype=dtype)
+
+
+def frame_bytes(
+    utterances: Sequence[Utterance], upstream: Upstream, layers: Sequence[int], dtype: DType
+) -> dict[str, float]:
+    """About how much the frames of each utterance take in the cache, by their ids; 0 where it can't be read."""
+    unknown = measure([u for u in utterances if u.duration is None], skip_bad=True)
+    rate = upstream.frame_rate * sum(upstream.hidden_sizes[layer] for layer in layers) * DTYPES[dtype].itemsize
+    return {u.id: rate * (unknown.get(u.id, 0.0) if u.duration is None else u.duration) for u in utterances}
+
+
 def divide(
-    utterances: Sequence[Utterance], upstream: Upstream, layers: Sequence[int], *, budget: float
-) -> tuple[list[Utterance], list[Utterance], float]:
-    """Those whose frames fit into a budget, from the first on, the others, and the bytes that all would take.
+    utterances: Sequence[Utterance], sizes: Mapping[str, float], *, budget: float
+) -> tuple[list[Utterance], list[Utterance]]:
+    """Those that fit into a budget together, from the first on and at least one, and the others.
 
     Args:
-        budget: bytes.
+        sizes: by id, in the unit of the budget.
     """
-    unknown = [u for u in utterances if u.duration is None]
-    seconds = {u.id: u.duration or 0.0 for u in utterances} | measure(unknown, skip_bad=True)
-    width = sum(upstream.hidden_sizes[layer] for layer in layers) * FRAME_TYPE.itemsize
     kept: list[Utterance] = []
     others: list[Utterance] = []
     total = 0.0
     for utterance in utterances:
-        total += seconds[utterance.id] * upstream.frame_rate * width
+        total += sizes[utterance.id]
         (kept if total <= budget or not kept else others).append(utterance)
-    return kept, others, total
+    return kept, others

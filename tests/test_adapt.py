@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from speechssl.loading import build_upstream, load_upstream
 from speechssl.registry import find_preset
 from speechssl.result import RunResult
 from speechssl.runner import run
+from speechssl.streaming import FrameKeeper
 from speechssl.task import TrainConfig
 from speechssl.types import LossOutput, Utterance
 from speechssl.upstream import Upstream
@@ -279,14 +281,13 @@ def test_families_whose_input_can_not_be_hidden_say_so(tmp_path: Path) -> None:
 
 def live_features(
     upstream: Upstream, utterances: dict[str, Utterance], folder: Path, *, max_duration: float | None = None,
-    layers: tuple[int, ...] = (0, 1, 2, 3), pooled: bool = False, **changes: Any,
+    layers: tuple[int, ...] = (0, 1, 2, 3), pooled: bool = False, cache_gb: float = 1.0, **changes: Any,
 ) -> LiveFeatures:  # fmt: skip
     config = AdaptConfig(**{"method": "lora", **SMALL, **changes})
-
-    def keep(model: Upstream, kept: Sequence[int]) -> Any:
-        return FeatureCache(folder).features(model, list(utterances.values()), layers=kept, dtype="float32")
-
+    items, cache = list(utterances.values()), FeatureCache(folder, cache_gb)
+    keeper = FrameKeeper(cache, items, precision="float32", skip_bad=False, devices=())
     wanted = Wanted(layers, pooled, max_duration=max_duration)
+    keep = partial(keeper.keep, dtype="float32")
     return Adaptable(upstream, config, wanted, utterances, keep=keep, skip_bad=False).adapt(config, seed=0)
 
 
@@ -317,6 +318,40 @@ def test_features_are_the_same_wherever_they_begin(
         learned, _ = live.learn(list(utterances.values()), torch.Generator(), frozen=True)
         if not live.config.hides:
             assert max((a - b).abs().max() for a, b in zip(learned, kept, strict=True)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"method": "full"}, "frontend"),
+        ({"method": "lora", "top_layers": 1}, "layer"),
+        ({"method": "distill", "student_layers": 2, "layers": (0, 1, 2)}, "frontend"),
+    ],
+    ids=["frontend", "layer", "with a teacher"],
+)
+def test_what_does_not_fit_into_the_cache_is_computed_anew_with_the_same_numbers(
+    changes: dict[str, Any], kind: str, utterances: dict[str, Utterance], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    whole = live_features(tiny(), utterances, tmp_path / "whole", max_duration=0.9, **changes)
+    packs = [path.stat().st_size for path in (tmp_path / "whole").rglob("*.bin")]
+    budget = 0.6 * sum(packs)
+    part = live_features(tiny(), utterances, tmp_path / "part", max_duration=0.9, cache_gb=budget / 1e9, **changes)
+    assert whole.start.kind == part.start.kind == kind and "Raise `--cache-gb`" in caplog.text
+    stored = sum(path.stat().st_size for path in (tmp_path / "part").rglob("*.bin"))
+    largest = max(packs) / len(utterances) * 2  # of every store at least one utterance is kept
+    assert 0 < stored <= budget + largest * (len(packs) - 1)
+    for live in (whole, part):
+        shake(live.adapted)
+    items = list(utterances.values())
+    for _ in range(2):  # anew, and from memory
+        kept, anew = (live.batch(list(utterances)) for live in (whole, part))
+        assert torch.equal(kept[1], anew[1])
+        assert max((a - b).abs().max() for a, b in zip(kept[0], anew[0], strict=True)) <= 1e-5
+        learned = [live.learn(items, torch.Generator().manual_seed(0), frozen=False)[0] for live in (whole, part)]
+        assert max((a - b).abs().max() for a, b in zip(*learned, strict=True)) <= 1e-5
+    if whole._distance is not None:
+        assert part._distance is not None and (whole._distance - part._distance).abs().item() <= 1e-5
 
 
 def test_convolutions_that_are_trained_begin_at_the_waveform(utterances: dict[str, Utterance], tmp_path: Path) -> None:

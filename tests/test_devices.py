@@ -30,6 +30,7 @@ from speechssl.probe import build_probe
 from speechssl.result import RunResult
 from speechssl.runner import run
 from speechssl.separation.waveforms import WaveformReader
+from speechssl.streaming import StreamedStore
 from speechssl.task import TrainConfig
 from speechssl.types import Utterance
 from speechssl.upstream import Upstream
@@ -285,11 +286,12 @@ def test_an_upstream_that_is_trained_is_copied_as_it_is_at_each_evaluation(
     assert all(parameter.requires_grad for parameter in live.adapted.trained.values())
 
 
+@pytest.mark.parametrize("adapt", [{}, {"method": "lora", "top_layers": 1}], ids=["frozen", "adapted"])
 def test_frames_beyond_the_budget_are_computed_on_every_device(
-    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapt: dict[str, Any], tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, data, store = prepared(tiny_corpus, tmp_path, cache_gb=1e-6, decode=saving())
-    assert 0 < store.computed < 10
+    task, data, store = prepared(tiny_corpus, tmp_path, cache_gb=1e-6, decode=saving(), adapt=AdaptConfig(**adapt))
+    assert isinstance(store._store if adapt else store, StreamedStore)
     found = make_predict(task, data, store)
     threads = Threads(monkeypatch, type(tiny()), "forward")
     several = log_probabilities(found(2))

@@ -14,6 +14,7 @@ from torch import Tensor
 from downstreams.asr.config import AsrConfig
 from downstreams.deepfake_detection.config import ConditioningConfig, DeepfakeConfig, SplitSize, SpoofConfig
 from speechssl import fitting, streaming
+from speechssl.adapt.config import AdaptConfig
 from speechssl.cache import FeatureCache
 from speechssl.cli import main
 from speechssl.commands.run import results_table
@@ -439,6 +440,21 @@ def test_frames_beyond_the_budget_are_computed_anew_and_change_nothing(
     assert 0 < part[0].features["computed"] < whole[0].features["computed"]
     assert "Raise `--cache-gb`" in caplog.text
     assert [numbers(r) for r in part] == [numbers(r) for r in whole]
+
+
+def test_an_adapted_run_beyond_the_budget_learns_the_same(
+    tiny_corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = dataclasses.replace(CONFIG, adapt=AdaptConfig(method="lora", top_layers=1), subset=0.5)
+    changes: dict[str, Any] = {"upstream": "hubert_tiny:random", "config": config}
+    (whole,) = once(tiny_corpus, tmp_path / "whole", RunOptions(str(tmp_path / "a")), **changes)
+    stored = sum(path.stat().st_size for path in (tmp_path / "a").rglob("*.bin"))
+    (part,) = once(tiny_corpus, tmp_path / "part", RunOptions(str(tmp_path / "b"), cache_gb=0.5e-9 * stored), **changes)
+    assert "Raise `--cache-gb`" in caplog.text
+    assert 0 < sum(path.stat().st_size for path in (tmp_path / "b").rglob("*.bin")) <= 0.5 * stored
+    assert 0 < part.features["computed"] < whole.features["computed"]
+    for name, curve in whole.curves.items():
+        assert [value for _, value in part.curves[name]] == pytest.approx([value for _, value in curve], rel=1e-3)
 
 
 def test_recent_frames_stay_in_memory_within_bounds(

@@ -4,16 +4,13 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-
 from speechssl.adapt.config import AdaptConfig
 from speechssl.adapt.live import LiveFeatures, Wanted
 from speechssl.adapt.methods import adapt
 from speechssl.adapt.perturb import check_perturbations
-from speechssl.adapt.reading import WORKERS
 from speechssl.adapt.start import FrontendUpstream, Start, find_start
-from speechssl.errors import AudioError, ConfigError, SpeechsslError
-from speechssl.extraction import leave_out, measure
+from speechssl.errors import ConfigError, SpeechsslError
+from speechssl.extraction import measure_heard
 from speechssl.feature_store import FeatureStore
 from speechssl.types import Utterance
 from speechssl.upstream import Upstream
@@ -92,8 +89,9 @@ class Adaptable:
         for store in self._stores.values():
             self.bad, self.computed, self.from_cache = store.bad, store.computed, store.from_cache
             self.seconds, self.audio_seconds = store.seconds, store.audio_seconds
-        if not self._stores:
-            self._measure(skip_bad)
+        if not self._stores:  # bad files are found before hours are spent
+            heard = measure_heard(upstream, list(utterances.values()), skip_bad=skip_bad, bad=self.bad)
+            self.audio_seconds = sum(heard.values())
 
     def __len__(self) -> int:
         return len(self.utterances) - len(self.bad)
@@ -125,17 +123,3 @@ class Adaptable:
             else:
                 self._stores[start] = self._keep(self.upstream, start.kept_layers(self.layers))
         return self._stores[start]
-
-    def _measure(self, skip_bad: bool) -> None:
-        """Finds the utterances that are too short or can't be read, before hours are spent."""
-        items, upstream = list(self.utterances.values()), self.upstream
-        seconds = measure(items, workers=WORKERS, skip_bad=skip_bad, bad=self.bad)
-        self.audio_seconds = sum(seconds.values())
-        for utterance in items:
-            samples = round(seconds.get(utterance.id, 0.0) * upstream.sample_rate)
-            if utterance.id in seconds and int(upstream.output_lengths(torch.tensor([samples]))) < 1:
-                error = AudioError(
-                    f"{utterance.path} is {seconds[utterance.id]:.3f} s long, shorter than one frame of "
-                    f"'{upstream.name}': leave it out."
-                )
-                leave_out(utterance, error, skip_bad, self.bad)
