@@ -3,9 +3,9 @@
 Trials in ascending order of score (`merge_scores`) fall into cells, and what is drawn is how often each cell occurs:
 for trials that are independent that is a multinomial over the cells, so the cost does not grow with the trials. Where
 there are at most POINTS trials each is a cell of its own, and nothing is approximate. Where there are more, cells are
-narrow about the thresholds that can win, and wide elsewhere: 256 cells over the eight standard errors on either side of
-the threshold of equal errors, and over the thresholds whose cost is within eight standard errors of the least. A rate
-is then off by at most the trials of one cell, 1/16 of its standard error; a loss (Cllr) is its mean over the cell.
+narrow about the thresholds that can win, and wide elsewhere: 100 cells over the five standard errors on either side of
+the threshold of equal errors, and over the thresholds whose cost is within five standard errors of the least. A rate is
+then off by at most the trials of one cell, a tenth of its standard error; a loss (Cllr) is its mean over the cell.
 
 R replicates, N targets, M non-targets, C cells, C + 1 points of the curve, U units.
 
@@ -21,10 +21,12 @@ from speechssl.errors import SpeechsslError
 from speechssl.metric.detection import Floats, merge_order, validate
 from speechssl.metric.interval import LEVEL, REPLICATES, percentile_interval
 
-POINTS = 2048
-FINE = 256
-"""Cells about a threshold that can win; as many again for the quantiles of each side."""
-REACH = 8.0  # standard errors
+POINTS = 1024
+FINE = 100
+"""Cells about a threshold that can win."""
+QUANTILES = 64
+"""Of each side, between which a cell lies at most."""
+REACH = 5.0  # standard errors
 DENSE = 50_000_000
 """Entries of a table of units and cells above which it is a sparse one: 400 MB."""
 
@@ -146,7 +148,7 @@ def _cuts(
         return np.arange(number + 1)
     places = [np.searchsorted(scores, thresholds, side="right"), np.array([0, number])]
     for side in (np.flatnonzero(labels), np.flatnonzero(~labels)):
-        places.append(side[np.linspace(0, side.size - 1, FINE).astype(np.intp)])
+        places.append(side[np.linspace(0, side.size - 1, QUANTILES).astype(np.intp)])
     targets = int(labels.sum())
     miss = np.insert(np.cumsum(labels) / targets, 0, 0.0)  # (N + M + 1,)
     alarm = 1.0 - np.insert(np.cumsum(~labels) / (number - targets), 0, 0.0)
