@@ -3,9 +3,11 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from downstreams.speech_enhancement.config import PRESETS, SpeechEnhancementConfig
 from downstreams.speech_enhancement.task import TASK
@@ -15,10 +17,13 @@ from speechssl.data.corpus import open_corpus
 from speechssl.errors import ConfigError, ManifestError
 from speechssl.inference import infer
 from speechssl.jobs import RunOptions
+from speechssl.metric import perceptual
 from speechssl.metric.perceptual import LEAST_PESQ, stoi, wideband_pesq
 from speechssl.mixing.simulate import SimulationConfig, simulate
 from speechssl.runner import run
+from speechssl.separation.measuring import measure
 from speechssl.separation.targets import compress
+from speechssl.separation.waveforms import Mixtures
 from speechssl.task import TrainConfig
 from speechssl.types import Utterance
 
@@ -116,3 +121,31 @@ def test_intelligibility_falls_with_noise_and_needs_speech(tiny_corpus: Path) ->
     assert scores[0] == pytest.approx(1.0, abs=1e-6)
     assert scores[0] > scores[1] > scores[2]
     assert math.isnan(stoi(clean[:3000], clean[:3000]))
+
+
+@pytest.mark.parametrize("package", [True, False], ids=["PESQ and STOI", "stand-ins"])
+def test_processes_hear_what_one_process_hears(
+    package: bool, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if package:
+        pytest.importorskip("pesq")
+        pytest.importorskip("pystoi")
+    else:
+        monkeypatch.setattr(perceptual, "METRICS", {"pesq": math.dist, "stoi": math.dist})
+    generator = torch.Generator().manual_seed(0)
+    clean = [read_audio(u.path) for u in open_corpus(tiny_corpus).utterances("train")[:3]]
+    both = [torch.stack((one, one.flip(0)), dim=1) for one in clean]
+    sources = pad_sequence(both, batch_first=True).transpose(1, 2)  # (B, 2, S)
+    truth = Mixtures(sources.sum(dim=1), sources, torch.tensor([len(one) for one in clean]))
+    estimates = sources + 0.01 * torch.randn(sources.shape, generator=generator)
+    wanted = [("pesq",), ("si_sdri", "si_sdr", "stoi", "pesq"), ("stoi", "si_sdr")]
+    found = []
+    for processes in (1, 2):
+        rows = measure(estimates, truth, wanted, kept=[False] * len(wanted), processes=processes)
+        assert [list(row.values) for row in rows] == [list(names) for names in wanted]
+        assert [sorted(row.before) for row in rows] == [[], ["pesq", "si_sdr", "stoi"], ["si_sdr", "stoi"]]
+        found.append([value for row in rows for value in (*row.values.values(), *row.before.values())])
+    assert found[0] == found[1]
+    size = len(clean[0])
+    heard = [perceptual.METRICS["pesq"](*(w[0, k, :size].numpy() for w in (sources, estimates))) for k in (0, 1)]
+    assert found[0][0] == pytest.approx(np.mean(heard), rel=1e-12)

@@ -3,22 +3,21 @@
 B utterances, N sources, S samples.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from speechssl.errors import SpeechsslError
 from speechssl.files import replacing
 from speechssl.metric.interval import mean_interval
-from speechssl.metric.perceptual import stoi, wideband_pesq
+from speechssl.metric.perceptual import METRICS, Heard, perceive
 from speechssl.metric.separation import best_order, reorder, si_sdr
 from speechssl.result import MetricValue
 from speechssl.separation.waveforms import Mixtures
-
-PERCEPTUAL: Mapping[str, Callable[[Tensor, Tensor], float]] = {"stoi": stoi, "pesq": wideband_pesq}
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Estimate:
 
 
 def measure(
-    estimates: Tensor, truth: Mixtures, metrics: Sequence[Sequence[str]], *, kept: Sequence[bool]
+    estimates: Tensor, truth: Mixtures, metrics: Sequence[Sequence[str]], *, kept: Sequence[bool], processes: int = 1
 ) -> list[Estimate]:
     """Puts estimates in the best order and measures them.
 
@@ -42,28 +41,46 @@ def measure(
         estimates: (B, N, S).
         metrics: of each utterance; where there is more than one, the mixture is measured as well.
         kept: whether the waveforms are kept, of each utterance.
+        processes: see `perceive`.
     """
     ratios, order = best_order(estimates, truth.sources, lengths=truth.lengths)
     mixtures = truth.mixture[:, None].expand_as(truth.sources)
     unprocessed = si_sdr(mixtures, truth.sources, lengths=truth.lengths)  # (B, N)
     ordered = reorder(estimates, order)
+    lengths: list[int] = truth.lengths.tolist()
+    # What is heard of all utterances, in the order in which it is asked for below.
+    heard: list[Heard] = []
+    for row, (wanted, length) in enumerate(zip(metrics, lengths, strict=True)):
+        for others in (ordered, mixtures)[: 1 + (len(wanted) > 1)]:
+            heard += _heard(wanted, truth.sources[row, :, :length], others[row, :, :length])
+    perceived = iter(perceive(heard, processes=processes))
     rows = []
-    for row, (wanted, keep, length) in enumerate(zip(metrics, kept, truth.lengths.tolist(), strict=True)):
-        known = {"si_sdr": float(ratios[row].mean()), "si_sdri": float((ratios[row] - unprocessed[row]).mean())}
-        sources, own = truth.sources[row, :, :length], ordered[row, :, :length]
-        values = {m: known[m] if m in known else _perceived(m, sources, own) for m in wanted}
+    for row, (wanted, keep, length) in enumerate(zip(metrics, kept, lengths, strict=True)):
+        values = {"si_sdr": float(ratios[row].mean()), "si_sdri": float((ratios[row] - unprocessed[row]).mean())}
+        values |= _means(wanted, perceived, len(truth.sources[row]))
         before: dict[str, float] = {}
         if len(wanted) > 1:
-            before = {m: _perceived(m, sources, mixtures[row, :, :length]) for m in wanted if m in PERCEPTUAL}
+            before = _means(wanted, perceived, len(truth.sources[row]))
             if "si_sdr" in wanted:
                 before["si_sdr"] = float(unprocessed[row].mean())
-        rows.append(Estimate(values, before, own.float().cpu().clone() if keep else None))
+        own = ordered[row, :, :length].float().cpu().clone() if keep else None
+        rows.append(Estimate({name: values[name] for name in wanted}, before, own))
     return rows
 
 
-def _perceived(metric: str, sources: Tensor, estimates: Tensor) -> float:
-    pairs = zip(sources, estimates, strict=True)
-    return float(np.mean([PERCEPTUAL[metric](source, estimate) for source, estimate in pairs]))
+def _heard(wanted: Sequence[str], sources: Tensor, estimates: Tensor) -> list[Heard]:
+    """Sources and estimates (N, S), for each metric that is of hearing."""
+    pairs = list(zip(_arrays(sources), _arrays(estimates), strict=True))
+    return [(metric, *pair) for metric in wanted if metric in METRICS for pair in pairs]
+
+
+def _arrays(waveforms: Tensor) -> list[NDArray[np.float32]]:
+    return list(waveforms.detach().cpu().numpy())
+
+
+def _means(wanted: Sequence[str], perceived: Iterator[float], sources: int) -> dict[str, float]:
+    """Metric of hearing -> its mean over the sources, which come next."""
+    return {m: float(np.mean([next(perceived) for _ in range(sources)])) for m in wanted if m in METRICS}
 
 
 def summarise(rows: Sequence[Mapping[str, float]], *, name: str) -> dict[str, MetricValue]:

@@ -4,6 +4,7 @@ B batch, N sources, S samples, T frames, F bins, D width.
 """
 
 import logging
+import multiprocessing
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ from speechssl.task import Task, TaskData
 from speechssl.types import LossOutput, Utterance
 
 logger = logging.getLogger(__name__)
+MANY = 32
+"""Utterances of a split that are worth the second or two in which processes start."""
 
 
 class MaskingTask(Task):
@@ -125,7 +128,9 @@ class MaskingTask(Task):
         shown = set(sorted(test)[: self.config.examples])
         everything = tuple(dict.fromkeys((self.config.metric, *self.config.metrics)))
         wanted = [everything if u.id in test else (self.config.metric,) for u in utterances]
-        return list(measure(estimates, batch, wanted, kept=[u.id in shown for u in utterances]))
+        many = min(len(data.splits[split]) for split in ("dev", "test")) >= MANY
+        kept = [u.id in shown for u in utterances]
+        return list(measure(estimates, batch, wanted, kept=kept, processes=_cores() if many else 1))
 
     @override
     def evaluate(
@@ -204,3 +209,10 @@ class MaskingTask(Task):
             example[name] = f"audio/{utterance.id.replace('/', '_')}-{name.replace(' ', '-')}.flac"
             write_flac(folder / example[name], (waveform / loudest).numpy())
         return example
+
+
+def _cores() -> int:
+    """Of this machine; a process of several that run side by side has its own one alone."""
+    from joblib import cpu_count
+
+    return 1 if multiprocessing.parent_process() is not None else int(cpu_count())
