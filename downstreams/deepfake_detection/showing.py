@@ -54,13 +54,14 @@ def page(found: Mapping[str, Any]) -> Sequence[Any]:
     """One section: the table, then the curve of each file that has more than one window."""
     from speechssl.report.blocks import Cell, Section, Table
 
-    header, rows = table(found)
+    *header, _ = HEADER
+    rows = [_row(path, one) for path, one in found.items()]
     caption = (
         "Verdict: by the threshold of equal errors on dev. P(spoofed): probability of being spoofed, by a calibration "
         "fitted on dev and the prior that was set. Suspicious: stretches whose windows would not count as real, with "
         "their mean probability. Higher scores: more likely a person."
     )
-    cells = [[Cell(text) for text in row] for row in rows]
+    cells = [[Cell(path, notes), *(Cell(text) for text in row)] for path, *row, notes in rows]
     drawn = [(path, one) for path, one in found.items() if "error" not in one and len(one["curve"]) > 1]
     if len(drawn) > FIGURES:
         caption += f" Curves: of the first {FIGURES} of {len(drawn)} files with more than one window."

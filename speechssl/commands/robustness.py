@@ -53,9 +53,9 @@ def score_robustness(
     console = Console()
     for groups in by_task(group_runs([run.result for run in runs])).values():
         for table in robustness_tables(groups, runs, []):
+            # Intervals and explanations are left to the report: a terminal has few lines.
             header = [f"{cell.text}\n{cell.note}".strip() for cell in table.header]
-            rows = [[f"{cell.text}\n{cell.note}".strip() for cell in row] for row in table.rows]
-            console.print(FittingTable(table.title, header, rows))
+            console.print(FittingTable(table.title, header, [[cell.text for cell in row] for row in table.rows]))
     console.print(f"Wrote {FILE} into {len(runs)} run folders; `speechssl report` shows them.")
 
 

@@ -9,7 +9,7 @@ from speechssl.report.blocks import Cell, Table
 from speechssl.report.collect import Run
 from speechssl.report.summary import Group, Summary, summarise
 from speechssl.report.table import heat_cells
-from speechssl.report.words import arrow, capital, direction, is_rate, metric_title
+from speechssl.report.words import arrow, capital, direction, format_count, is_rate, metric_title
 from speechssl.result import MetricValue
 from speechssl.robustness import CHANGE, Metrics, read_robustness
 
@@ -69,7 +69,12 @@ def _table(title: str, caption: str, measured: Measured, metrics: Sequence[str])
         for label, metric in columns
     }
     largest = {m: max((s.mean for k, s in values.items() if k[2] == m and s is not None), default=0.0) for m in metrics}
-    header = [Cell("Condition"), *(Cell(*_head(label, metric, len(metrics) > 1)) for label, metric in columns)]
+    counts = {(s.n, s.unit) for s in values.values() if s is not None}
+    heard = ", ".join(f"{format_count(n)} {unit}" for n, unit in sorted(counts))
+    header = [
+        Cell("Condition", f"n = {heard}"),
+        *(Cell(*_head(label, metric, len(metrics) > 1)) for label, metric in columns),
+    ]
     rows = [
         [
             Cell(capital(name.replace("_", " ")), DISTURBANCES[name].about),
