@@ -195,7 +195,7 @@ def test_words_of_a_packed_model_are_spelled_and_those_that_cannot_be_are_counte
     found = read_spellings(tokens, DecodeConfig(method="beam", lm=str(packed)))
     spelled = {found.words[place]: labels for place, labels in found.entries}
     assert spelled == {"a": (2,), "ab": (2, 3), "ba": (3, 2), "bb": (3, 3)}
-    assert f"1 words of {packed}, such as 'axa'" in caplog.text
+    assert f"{packed} has 'axa', the first of 1 words with characters" in caplog.text
 
 
 def test_settings_that_would_do_nothing_are_refused() -> None:

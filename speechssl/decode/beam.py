@@ -16,7 +16,6 @@ Reference: flashlight-text 0.0.7, `LexiconDecoder` and `LexiconFreeDecoder`; S3P
 Paper: Collobert et al. 2016, sec. 2.4, arXiv:1609.03193.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,11 +28,10 @@ from torch import Tensor
 
 from speechssl.decode.arpa import END, START, UNKNOWN, UNKNOWN_SPELLINGS
 from speechssl.decode.ctc import BLANK
-from speechssl.decode.lexicon import SEPARATOR, Lexicon, Row, Spell, make_lexicon, read_lexicon
+from speechssl.decode.lexicon import SEPARATOR, Lexicon, Spell, read_lexicon, spell_words
 from speechssl.errors import ConfigError, ManifestError, SpeechsslError
 from speechssl.text_files import read_lines
 
-logger = logging.getLogger(__name__)
 NO_WORDS = (START, END, *UNKNOWN_SPELLINGS)
 NEVER = -1e9  # a log-probability; flashlight compares and adds, and infinities would make NaN
 
@@ -244,12 +242,7 @@ def read_spellings(tokens: Tokens, config: DecodeConfig) -> Lexicon:
             )
         return found
     path = config.lm or ""
-    rows: list[Row] = [(path, word, ()) for word in _arpa_words(path)]
-    lexicon, left_out = make_lexicon(rows, tokens.names, spell=tokens.spell, origin=path)
-    if left_out:
-        message = "%d words of %s, such as '%s', have characters that training lacks, and can't be found"
-        logger.warning(message, len(left_out), path, left_out[0])
-    return lexicon
+    return spell_words(_arpa_words(path), tokens.names, spell=tokens.spell, origin=path)
 
 
 def _arpa_words(path: str) -> Iterator[str]:

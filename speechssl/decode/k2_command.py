@@ -20,7 +20,7 @@ from torch import Tensor
 from speechssl.decode.arpa import UNKNOWN, NgramModel, read_arpa
 from speechssl.decode.k2 import Beams, Hypothesis, Lattice, best_paths, decode, nbest, rescore_lattice
 from speechssl.decode.k2_graph import Graph, compile_graph, compile_topology, load_graph, read_tensors, save_graph
-from speechssl.decode.lexicon import check_tokens, find_separator, make_lexicon, read_lexicon, read_tokens
+from speechssl.decode.lexicon import check_tokens, find_separator, read_lexicon, read_tokens, spell_words
 from speechssl.errors import ManifestError, SpeechsslError
 from speechssl.files import replacing
 from speechssl.text_files import read_lines
@@ -136,12 +136,8 @@ def _graph(options: argparse.Namespace, given: LogProbs) -> Graph:
             *(options.arpa, overtaken, len(grammar.ngrams)),
         )
     if options.lexicon is None:
-        words = sorted(grammar.words - {UNKNOWN})
-        rows = [(str(options.arpa), word, ()) for word in words]
-        lexicon, left_out = make_lexicon(rows, tokens, origin=str(options.arpa))
-        logger.info(
-            "%d words of %s spelled by characters, %d can't be", len(lexicon.words), options.arpa, len(left_out)
-        )
+        lexicon = spell_words(sorted(grammar.words - {UNKNOWN}), tokens, origin=str(options.arpa))
+        logger.info("%d words of %s spelled by characters", len(lexicon.words), options.arpa)
     else:
         lexicon = read_lexicon(options.lexicon, tokens)
         missing = len(set(lexicon.words) - grammar.words)

@@ -100,10 +100,25 @@ def read_lexicon(path: Path, tokens: Sequence[str], *, spell: Spell | None = Non
         raise ManifestError(f"{path} has no words: a lexicon has '<word> <token> <token> ...' lines.")
     lexicon, left_out = make_lexicon(rows, tokens, spell=spell, origin=str(path))
     if left_out:
-        where = next(where for where, word, _ in rows if word == left_out[0])
-        message = "%s has '%s', the first of %d words with characters that the recogniser lacks, which can't be found"
-        logger.warning(message, where, left_out[0], len(left_out))
+        _warn(next(where for where, word, _ in rows if word == left_out[0]), left_out)
     return lexicon
+
+
+def spell_words(words: Iterable[str], tokens: Sequence[str], *, spell: Spell | None = None, origin: str) -> Lexicon:
+    """The words of a language model as a lexicon; those that can't be spelled are left out, and counted in a warning.
+
+    Args:
+        tokens: as `make_lexicon`; so are the next ones.
+    """
+    lexicon, left_out = make_lexicon([(origin, word, ()) for word in words], tokens, spell=spell, origin=origin)
+    if left_out:
+        _warn(origin, left_out)
+    return lexicon
+
+
+def _warn(where: str, left_out: Sequence[str]) -> None:
+    message = "%s has '%s', the first of %d words with characters that the recogniser lacks, which can't be found"
+    logger.warning(message, where, left_out[0], len(left_out))
 
 
 def make_lexicon(
