@@ -125,6 +125,7 @@ def speed(args: argparse.Namespace) -> None:
         data = TaskData({"train": train, "dev": train[:2], "test": train[:2]})
         store = compute_features(upstream, task, data, RunOptions(cache_folder=f"{folder}/cache"))
         fit = Fit(task, data, dict.fromkeys(data.splits, store), seed=0, folder=Path(folder, "fit"), identity="speed")  # type: ignore[arg-type]  # it is frozen
+        fit.folder.mkdir()
         plain = PlainLoop(model, copy.deepcopy(fit.probe.head), task, data, args.repeat)
         ours, theirs, apart = [], [], []
         for number, batch in enumerate(fit._batches(train), 1):

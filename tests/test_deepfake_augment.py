@@ -91,14 +91,14 @@ SMALL = (
     "train.steps=2", "train.evaluate_every=2", "train.batch_seconds=6", "spoof.seen=[griffin_lim]",
     "spoof.unseen=[lpc]", "spoof.processes=1", "spoof.conditioning.seconds=0.5", "spoof.train={real: 6, per_attack: 4}",
     "spoof.dev={real: 4, per_attack: 4}", "spoof.test={real: 4, per_attack: 4}", "head.width=8", "head.attention=4",
-    "head.gmm.components=8", "augment.rawboost=[5]",
+    "head.gmm.components=8",
 )  # fmt: skip
 
 
 def test_runs_hear_the_copies_once_and_fit_mixtures_to_all_of_them(tiny_corpus: Path, tmp_path: Path) -> None:
     options = RunOptions(str(tmp_path / "cache"))
     counts = []
-    for settings in ((), ("augment.views=2",)):
+    for settings in ((), ("augment.views=2", "augment.rawboost=[5]")):
         (result,) = run(
             "deepfake_detection_demo", upstream="lfcc", corpus=tiny_corpus, out=tmp_path / f"exp{len(settings)}",
             heads=["gmm"], overrides=[*SMALL, *settings], options=options,
@@ -124,7 +124,8 @@ def test_an_upstream_that_learns_from_the_waveform_hears_it_otherwise_at_each_vi
     def train(*more: str) -> None:
         run(
             "deepfake_detection_demo", upstream="hubert_tiny:random", corpus=tiny_corpus, out=tmp_path / "exp",
-            overrides=[*SMALL, "adapt.method=full", "augment.anew=true", *more], options=RunOptions(str(tmp_path)),
+            overrides=[*SMALL, "adapt.method=full", "augment.anew=true", "augment.rawboost=[5]", *more],
+            options=RunOptions(str(tmp_path)),
         )  # fmt: skip
 
     with pytest.raises(SpeechsslError, match="is computed once, so that audio"):
@@ -140,6 +141,7 @@ def test_an_upstream_that_learns_from_the_waveform_hears_it_otherwise_at_each_vi
     [
         (["augment.anew=true", "augment.rawboost=[5]"], "a frozen upstream hears an utterance once"),
         (["augment.views=2"], "nothing to disturb with"),
+        (["augment.room.noise_prob=0.5"], "disturbs nothing"),
         (["augment.views=2", "augment.anew=true", "augment.rawboost=[5]"], "0 where `augment.anew`"),
         (["augment.rawboost=[5,9]"], "but also 9"),
         (["augment.compression=[0.5,2]"], "a range within 0 and 1"),

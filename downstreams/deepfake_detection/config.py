@@ -134,6 +134,11 @@ class AugmentConfig:
                 f"`augment.views` must be 0 or more, and 0 where `augment.anew` disturbs each visit, but is "
                 f"{self.views}."
             )
+        if self.disturbs and not (self.views or self.anew):
+            raise ConfigError(
+                "`augment` says what to disturb with, but disturbs nothing: set `augment.views` to the number of "
+                "copies, or `augment.anew`."
+            )
         if (self.views or self.anew) and not self.disturbs:
             raise ConfigError(
                 "`augment` has nothing to disturb with: set `augment.rawboost`, `augment.codecs`, or a probability of "
