@@ -42,9 +42,9 @@ def spread(args: Sequence[str]) -> list[str]:
 
 def command(  # noqa: PLR0917  typer calls it by keyword
     run_folder: Annotated[
-        Path, typer.Argument(help="Folder of a finished run, such as exp/asr/fbank/seed0; or voice_conversion.")
+        Path, typer.Argument(help="Folder of a finished run, such as exp/asr/fbank/seed0; or the word voice_conversion.")
     ],
-    files: Annotated[list[Path] | None, typer.Argument(help="Audio files or folders.")] = None,
+    files: Annotated[list[Path] | None, typer.Argument(help="Audio files, folders, lists or manifests.")] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="JSON file to write, else standard output; of a conversion, .wav or .flac."),
