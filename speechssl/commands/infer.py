@@ -42,7 +42,8 @@ def spread(args: Sequence[str]) -> list[str]:
 
 def command(  # noqa: PLR0917  typer calls it by keyword
     run_folder: Annotated[
-        Path, typer.Argument(help="Folder of a finished run, such as exp/asr/fbank/seed0; or the word voice_conversion.")
+        Path,
+        typer.Argument(help="Folder of a finished run, such as exp/asr/fbank/seed0; or the word voice_conversion."),
     ],
     files: Annotated[list[Path] | None, typer.Argument(help="Audio files, folders, lists or manifests.")] = None,
     out: Annotated[
