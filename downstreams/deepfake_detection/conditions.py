@@ -5,6 +5,7 @@ while a codec, transmission, language or gender has both classes.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from downstreams.deepfake_detection.measure import Scored
 from speechssl.metric.detection import equal_error_rate
 from speechssl.metric.detection_interval import DetectionBootstrap
 from speechssl.result import Evaluation, MetricValue
+from speechssl.types import Utterance
 
 logger = logging.getLogger(__name__)
 LARGE = 20_000
@@ -60,14 +62,15 @@ def by_condition(scored: Scored) -> dict[str, Mapping[str, MetricValue]]:
     """'eer by <label>' -> value -> equal error rate, of each label that has more than one value."""
     real, spoofed = measure.real_and_spoofed(scored)
     found: dict[str, Mapping[str, MetricValue]] = {}
+    twins = {(u.labels.get("family") in {u.labels["attack"], u.labels.get("vocoder")}) for u, _ in spoofed} == {True}
     for label in (*OF_SPOOF, *OF_BOTH):
-        values = _values(label, spoofed)
+        if label == "family" and twins:  # it has another name already
+            continue
+        fakes, others = _parted(label, spoofed), {} if label in OF_SPOOF else _parted(label, real)
         rates = {}
-        for value in values if len(values) > 1 else ():
-            fakes = _with(spoofed, label, value)
-            others = real if label in OF_SPOOF else _with(real, label, value)
-            if others:
-                rates[value] = _rate(others, fakes)
+        for value in sorted(fakes) if len(fakes) > 1 else ():
+            if label in OF_SPOOF or value in others:
+                rates[value] = _rate(real if label in OF_SPOOF else others[value], fakes[value])
             else:
                 logger.info("No bona fide speech has %s '%s': it gets no rate of its own", label, value)
         if rates:
@@ -84,9 +87,11 @@ def _rate(real: Scored, spoofed: Scored) -> MetricValue:
     return MetricValue(equal_error_rate(*scores)[0], len(real) + len(spoofed), "utterances", *interval)
 
 
-def _values(label: str, scored: Scored) -> list[str]:
-    return sorted({str(u.labels[label]) for u, _ in scored if u.labels.get(label) is not None})
-
-
-def _with(scored: Scored, label: str, value: str) -> Scored:
-    return [s for s in scored if str(s[0].labels.get(label)) == value]
+def _parted(label: str, scored: Scored) -> dict[str, list[tuple[Utterance, float]]]:
+    """Value of a label -> the trials that have it."""
+    parts: dict[str, list[tuple[Utterance, float]]] = defaultdict(list)
+    for one in scored:
+        value = one[0].labels.get(label)
+        if value is not None:
+            parts[str(value)].append(one)
+    return parts
