@@ -1,4 +1,4 @@
-"""Seconds to measure a million scores of deepfake detection, beside the way public evaluation scripts do it.
+"""Processor seconds to measure a million scores of deepfake detection, beside the way of public evaluation scripts.
 
     python benchmarks/deepfake_scores.py                    # a million trials, 13 attacks, 7 codecs
     python benchmarks/deepfake_scores.py --trials 100000
@@ -27,21 +27,21 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scores, protocol = write_files(Path(folder), options.trials)
-        begin = time.perf_counter()
+        begin = time.process_time()
         settings = [f"replicates={options.replicates}"]
         _, found = run_score("deepfake_detection", [scores, protocol], settings=settings, out=Path(folder, "out"))
-        ours = time.perf_counter() - begin
+        ours = time.process_time() - begin
         groups = sum(map(len, found.breakdown.values()))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(f"ours: {ours:.1f} s, all measures with intervals, {groups} groups; peak {peak:.1f} GB")
-        begin = time.perf_counter()
+        begin = time.process_time()
         eer, cost = peer(scores, protocol)
-        theirs = time.perf_counter() - begin
+        theirs = time.process_time() - begin
         print(
             f"peer: {theirs:.1f} s, EER and minDCF without intervals, no groups; ours takes {ours / theirs:.2f} of that"
         )
         values = {name: next(iter(found.metrics[name].values())).value for name in ("eer", "min_dcf")}
-        assert values["eer"] == eer and abs(values["min_dcf"] - cost) < 1e-9, (values, eer, cost)
+        assert abs(values["eer"] - eer) < 1e-9 and abs(values["min_dcf"] - cost) < 1e-9, (values, eer, cost)
 
 
 def write_files(folder: Path, trials: int) -> tuple[Path, Path]:

@@ -160,7 +160,7 @@ def test_written_scores_are_read_again_bit_for_bit(kind: str, tmp_path: Path) ->
     if kind in {"asvspoof2019", "table"}:  # they say themselves what is true, several of them too
         assert value(score(path, measures=["eer"]), "eer", "scores") == equal_error_rate(*made.sides())[0]
         copy = made.write(tmp_path / "copy", name, found.files[name].splitlines())
-        assert list(score(path, copy, measures=["eer"]).metrics["eer"]) == ["again/scores", "copy/scores", "fusion"]
+        assert list(score(path, copy, measures=["eer"]).metrics["eer"]) == ["again", "copy", "fusion"]
 
 
 def test_calibration_is_learned_on_dev_and_measured_on_test(tmp_path: Path) -> None:
@@ -173,8 +173,7 @@ def test_calibration_is_learned_on_dev_and_measured_on_test(tmp_path: Path) -> N
     assert value(found, "act_dcf", "calibrated") == pytest.approx(actual_dcf(*ratios, **COSTS), rel=1e-9)
     assert value(found, "act_dcf", "calibrated") < 1.2 * value(found, "min_dcf", "calibrated")
     assert value(found, "cllr", "system0") > 3 and value(found, "cllr", "calibrated") < 1
-    doubted = [note for note in found.notes if "no log-likelihood ratios" in note]
-    assert len(doubted) == 1 and "system0" in doubted[0]
+    assert not any("no log-likelihood ratios" in note for note in found.notes)
     lines = found.files["scores.tsv"].splitlines()
     assert lines[0] == "filename\tcm-score" and len(lines) == 601
     isotonic = score(made.scores(tmp_path), made.protocol(tmp_path), dev=dev, calibrate="isotonic")
@@ -222,7 +221,7 @@ def test_finished_runs_are_fused_by_their_folders(tmp_path: Path) -> None:
             rows = zip(source.ids, source.attacks, source.labels, source.systems[:, system].tolist(), strict=True)
             source.write(folder, name, ["utterance\tattack\tlabel\tscore", *("\t".join(map(str, r)) for r in rows)])
     found = score(*folders)
-    assert list(found.metrics["eer"]) == ["a/seed0/scores", "b/seed0/scores", "fusion"]
+    assert list(found.metrics["eer"]) == ["a/seed0", "b/seed0", "fusion"]
     assert found.settings["fusion"] == "logistic" and found.settings["dev"]["trials"] == 600
     with pytest.raises(SpeechsslError, match=r"holds no scores\.tsv"):
         score(tmp_path)

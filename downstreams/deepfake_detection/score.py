@@ -83,7 +83,9 @@ def score(files: Sequence[Path], options: ScoreOptions) -> Scores:
         measured = measure_sides(*_sides(trials, scores, whole), wanted, costs=costs, rates=rates, units=units)
         for measure, value in measured.values.items():
             found[measure][name] = value
-        notes += _doubts(name, measured, wanted, learned=name in conditions.calibrated)
+        learned = name in conditions.calibrated
+        if learned or not conditions.calibrated:  # where they are calibrated too, nothing more need be said
+            notes += _doubts(name, measured, wanted, learned=learned)
     for place, name in enumerate(trials.systems if "a_dcf" in wanted else ()):
         found["a_dcf"][name] = measure_verification(*(side[:, place] for side in trials.three_sides("sasv")))
     breakdown = {

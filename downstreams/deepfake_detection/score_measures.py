@@ -84,6 +84,8 @@ def measure_sides(
     dcf = {
         "p_target": 1 - costs.p_spoof, "cost_miss": costs.cost_miss, "cost_false_alarm": costs.cost_false_alarm,
     }  # fmt: skip
+    if units is None:  # every measure sorts, which is soon done where each side is sorted
+        bona_fide, spoof = np.sort(bona_fide), np.sort(spoof)
     values: dict[str, float] = {}
     for name in wanted:
         if name in {"eer", "eer_interpolated"}:

@@ -14,8 +14,10 @@ a known column is a header; else the columns are found: keys are those of the wo
 """
 
 import csv
+import gc
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -239,6 +241,19 @@ def _find_keys(columns: Sequence[Sequence[str]]) -> int | None:
     return max(places, key=lambda place: (shares[place], place), default=None)
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keeps Python from searching millions of new lists for cycles, over and over."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_no_collection()
 def _read(path: Path, most: int | None = None) -> tuple[list[str] | None, list[tuple[str, ...]], list[int]]:
     """Header in lower case with underscores, columns, line numbers."""
     numbers, lines = [], []

@@ -4,7 +4,7 @@ N trials, in the order of the protocol; K systems.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,8 @@ class Trials:
     """'cm', 'asv', 'sasv' -> (N, K), as far as all systems have them."""
     systems: Sequence[str]
     notes: Sequence[str] = ()
+    counted: dict[str, Column] = field(default_factory=dict)
+    """What `column` has counted already."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -68,11 +70,12 @@ class Trials:
 
     def column(self, name: str) -> Column:
         """The same, counted."""
-        codes: dict[str, int] = {}
-        found = np.fromiter(
-            (codes.setdefault(v, len(codes)) for v in self.values(name)), dtype=np.intp, count=len(self)
-        )
-        return Column([name.strip() for name in codes], found)
+        if name not in self.counted:
+            codes: dict[str, int] = {}
+            values = (codes.setdefault(value, len(codes)) for value in self.values(name))
+            found = np.fromiter(values, dtype=np.intp, count=len(self))
+            self.counted[name] = Column([name.strip() for name in codes], found)
+        return self.counted[name]
 
     def times(self, factors: Floats) -> "Trials":
         """With the scores of each system times a factor, (K,)."""
@@ -288,8 +291,10 @@ def _check_labels(table: Table, truth: Table, rows: NDArray[np.intp]) -> None:
 
 
 def _system_names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that differ, without the file's ending."""
+    """The shortest ends of the paths that differ, without the file's ending; of files of one name, those of folders."""
     parts = [path.resolve().with_suffix("").parts for path in paths]
+    if len(paths) > 1 and len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
