@@ -65,6 +65,15 @@ class NgramModel:
         more, after = self.settle(gram)
         return paid + more, after
 
+    def most(self, words: Sequence[str]) -> list[float]:
+        """The most that each word (or END) can add to the score of a sentence, whatever stands before it."""
+        best: dict[str, float] = {}
+        weights = [0.0] * self.order
+        for gram, (log_prob, weight) in self.ngrams.items():
+            best[gram[-1]] = max(log_prob, best.get(gram[-1], -math.inf))
+            weights[len(gram) - 1] = max(weight, weights[len(gram) - 1])
+        return [best.get(word, best.get(UNKNOWN, -math.inf)) + sum(weights) for word in words]
+
     def score(self, sentence: Sequence[str]) -> float:
         """Log probability of a sentence, its end included."""
         total, history = 0.0, self.start()

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechssl.decode.arpa import END, NgramModel, Words
+from speechssl.decode.arpa import NgramModel, Words
 from speechssl.decode.k2_graph import Graph, import_k2
+from speechssl.decode.k2_walk import HISTORIES, Arcs, Walk
 from speechssl.errors import SpeechsslError
 
 logger = logging.getLogger(__name__)
-_Entry = tuple[float, float, int, Any]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,9 @@ def rescore_nbest(
     return sorted(rows, key=lambda h: -h.score)
 
 
-def rescore_lattice(lattice: Lattice, grammar: NgramModel, *, lm_scale: float) -> list[Hypothesis | None]:
+def rescore_lattice(
+    lattice: Lattice, grammar: NgramModel, *, lm_scale: float, histories: int = HISTORIES
+) -> list[Hypothesis | None]:
     """The best path of each utterance when another n-gram model takes the place of the graph's.
 
     All paths of the lattice compete. Histories are followed one by one, so that an n-gram always counts where there is
@@ -182,17 +184,34 @@ def rescore_lattice(lattice: Lattice, grammar: NgramModel, *, lm_scale: float) -
         lattice: of a graph with words.
         grammar: any order.
         lm_scale: factor of its scores.
+        histories: the most that are followed from one state, those with the best scores. Where there were more, the
+            path that is found may not be the best one, and the log says so.
     """
     if lattice.graph.words is None:
         raise SpeechsslError("A lattice without words can't be rescored: search a graph with a lexicon.")
     grammar.check_knows(lattice.graph.words)
-    read, walk = _PathReader(lattice), _Walk.over(lattice, grammar, lm_scale)
-    found = []
-    for a, b in _arc_ranges(lattice.fsa):
-        arcs, language = walk(a, b)
-        hypothesis = read(arcs)
-        found.append(None if hypothesis is None else replace(hypothesis, language=lm_scale * language))
+    read, walk = _PathReader(lattice), _walk(lattice, grammar, lm_scale, histories)
+    best = import_k2().shortest_path(lattice.fsa, use_double_scores=True)
+    found, cut = [], 0
+    for (a, b), (first, last) in zip(_arc_ranges(lattice.fsa), _arc_ranges(best), strict=True):
+        walked = walk(a, b, best.place[first:last].tolist())
+        hypothesis = read(walked.arcs)
+        found.append(None if hypothesis is None else replace(hypothesis, language=lm_scale * walked.language))
+        cut += walked.cut > 0
+    if cut:
+        message = "rescoring: in %d of %d lattices some states had more than %d histories, of which the best were kept"
+        logger.info(message, cut, len(found), histories)
     return found
+
+
+def _walk(lattice: Lattice, grammar: NgramModel, scale: float, histories: int) -> Walk:
+    table = lattice.fsa.arcs.values()[:, :3].long()
+    source, to, label = (table[:, k].tolist() for k in range(3))
+    outputs = _Outputs(lattice.fsa)
+    splits, values = outputs.splits.tolist(), outputs.values.tolist()
+    words = [tuple(w for w in values[a:b] if w > 0) if b > a else () for a, b in pairwise(splits)]
+    arcs = Arcs(source, to, label, lattice.acoustic.tolist(), words)
+    return Walk(arcs, lattice.graph.words or (), grammar, scale, histories)
 
 
 def decode(
@@ -257,69 +276,6 @@ class _Outputs:
         at = torch.tensor(arcs, dtype=torch.long)
         spans = zip(self.splits[at].tolist(), self.splits[at + 1].tolist(), strict=True)
         return tuple(w for a, b in spans if b > a for w in self.values[a:b].tolist() if w > 0)
-
-
-@dataclass(frozen=True)
-class _Walk:
-    """Viterbi search of lattice states times histories of a language model."""
-
-    arcs: tuple[list[int], list[int], list[int], list[float], list[tuple[int, ...]]]
-    """From, to (both within their utterance), label, acoustic score and words of each arc."""
-    words: Words
-    grammar: NgramModel
-    scale: float
-
-    @classmethod
-    def over(cls, lattice: Lattice, grammar: NgramModel, scale: float) -> "_Walk":
-        table = lattice.fsa.arcs.values()[:, :3].long()
-        source, to, label = (table[:, k].tolist() for k in range(3))
-        outputs = _Outputs(lattice.fsa)
-        splits, values = outputs.splits.tolist(), outputs.values.tolist()
-        words = [tuple(w for w in values[a:b] if w > 0) if b > a else () for a, b in pairwise(splits)]
-        return cls((source, to, label, lattice.acoustic.tolist(), words), lattice.graph.words or (), grammar, scale)
-
-    def __call__(self, first: int, last: int) -> tuple[list[int], float]:
-        """The arcs of the best path among arcs first ... last - 1, one utterance's, and its unscaled language score."""
-        if first == last:
-            return [], 0.0
-        # Per state and history: score, unscaled language score, last arc and where that came from.
-        best: dict[int, dict[Words, _Entry]] = {self.arcs[0][first]: {self.grammar.start(): (0.0, 0.0, -1, None)}}
-        steps: dict[tuple[Words, tuple[int, ...], bool], tuple[float, Words]] = {}
-        final: dict[Words, _Entry] = {}
-        # k2 sorts the states of a lattice by time, and the arcs by the state that they leave.
-        for arc, source, to, label, acoustic, words in zip(
-            range(first, last), *(column[first:last] for column in self.arcs), strict=True
-        ):
-            reached = final if label == -1 else best.setdefault(to, {})
-            for history, entry in best.get(source, {}).items():
-                gain, after = 0.0, history
-                if words or label == -1:
-                    key = (history, words, label == -1)
-                    if key not in steps:
-                        steps[key] = self._advance(*key)
-                    gain, after = steps[key]
-                score, known = entry[0] + acoustic + self.scale * gain, reached.get(after)
-                if known is None or score > known[0]:
-                    reached[after] = (score, entry[1] + gain, arc, entry)
-        if not final:
-            return [], 0.0
-        winner = max(final.values(), key=lambda entry: entry[0])
-        return _trace(winner), winner[1]
-
-    def _advance(self, history: Words, output: Sequence[int], ends: bool) -> tuple[float, Words]:
-        total = 0.0
-        for word in (*(self.words[word - 1] for word in output), *([END] if ends else [])):
-            log_prob, history = self.grammar.advance(history, word)
-            total += log_prob
-        return total, history
-
-
-def _trace(entry: _Entry | None) -> list[int]:
-    arcs = []
-    while entry is not None and entry[2] >= 0:
-        arcs.append(entry[2])
-        entry = entry[3]
-    return arcs[::-1]
 
 
 def _arc_ranges(fsas: Any) -> list[tuple[int, int]]:

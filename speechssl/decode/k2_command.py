@@ -20,6 +20,7 @@ from torch import Tensor
 from speechssl.decode.arpa import UNKNOWN, NgramModel, read_arpa
 from speechssl.decode.k2 import Beams, Hypothesis, Lattice, best_paths, decode, nbest, rescore_lattice
 from speechssl.decode.k2_graph import Graph, compile_graph, compile_topology, load_graph, read_tensors, save_graph
+from speechssl.decode.k2_walk import HISTORIES
 from speechssl.decode.lexicon import check_tokens, find_separator, read_lexicon, read_tokens, spell_words
 from speechssl.errors import ManifestError, SpeechsslError
 from speechssl.files import replacing
@@ -97,7 +98,7 @@ def _run(options: argparse.Namespace) -> None:
     found: dict[float, dict[str, list[Hypothesis]]] = {scale: {} for scale in scales}
     started = time.monotonic()
     for names, lattice in decode(heard, graph, beams=beams):
-        for scale, rows in _hypotheses(lattice, options.nbest, rescorer, scales).items():
+        for scale, rows in _hypotheses(lattice, options, rescorer, scales).items():
             found[scale].update(zip(names, rows, strict=True))
     logger.info("%d utterances in %.1f s", len(heard), time.monotonic() - started)
     best = scales[0] if options.references is None else _choose(options.references, found, given)
@@ -114,6 +115,8 @@ def _check(options: argparse.Namespace, scales: Sequence[float]) -> None:
         raise SpeechsslError("`--rescore` needs lattices with words: give `--arpa` or `--graph` too.")
     if options.rescore is not None and options.nbest > 1:
         raise SpeechsslError("`--rescore` takes whole lattices: leave `--nbest` out.")
+    if options.rescore_histories < 1:
+        raise SpeechsslError(f"`--rescore-histories` must be 1 or more, but is {options.rescore_histories}.")
     if len(scales) > 1 and (options.references is None or options.rescore is None):
         raise SpeechsslError(
             "Several `--rescore-scale` values need `--rescore` and the `--references` of dev to choose one by: "
@@ -156,13 +159,14 @@ def _graph(options: argparse.Namespace, given: LogProbs) -> Graph:
 
 
 def _hypotheses(
-    lattice: Lattice, count: int, rescorer: NgramModel | None, scales: Sequence[float]
+    lattice: Lattice, options: argparse.Namespace, rescorer: NgramModel | None, scales: Sequence[float]
 ) -> dict[float, list[list[Hypothesis]]]:
     if rescorer is not None:
-        rows = {scale: rescore_lattice(lattice, rescorer, lm_scale=scale) for scale in scales}
+        most = options.rescore_histories
+        rows = {scale: rescore_lattice(lattice, rescorer, lm_scale=scale, histories=most) for scale in scales}
         return {scale: [[h] if h else [] for h in found] for scale, found in rows.items()}
-    if count > 1:
-        return {scales[0]: nbest(lattice, count)}
+    if options.nbest > 1:
+        return {scales[0]: nbest(lattice, options.nbest)}
     return {scales[0]: [[h] if h else [] for h in best_paths(lattice)]}
 
 
@@ -284,5 +288,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--nbest", type=int, default=1, help="different word sequences to write per utterance, at most")
     add("--rescore", type=Path, help="another n-gram model to take the first one's place in the lattices")
     add("--rescore-scale", default="1", help="its factor, or several to choose from on dev (default 1)")
+    add("--rescore-histories", type=int, default=HISTORIES, help=f"most followed from a state (default {HISTORIES})")
     add("--references", type=Path, help="table with columns 'utterance' and 'reference' to choose the factor by")
     return parser
