@@ -119,6 +119,21 @@ def test_zeros_around_a_file_do_not_change_its_score(trained: Path, tiny_corpus:
         assert starts == pytest.approx([window["start"] for window in found["plain"]["curve"]], abs=2e-3)
 
 
+def test_the_made_half_of_a_recording_is_named(trained: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    test = prepare_set(open_corpus(tiny_corpus), SPOOF).utterances("test")
+    parts = {attack: [u.path for u in test if u.labels["attack"] == attack][:4] for attack in ("bonafide", "world")}
+    halves = {a: np.concatenate([soundfile.read(p, dtype="float32")[0] for p in paths]) for a, paths in parts.items()}
+    soundfile.write(tmp_path / "half.wav", np.concatenate([halves["bonafide"], halves["world"]]), RATE)
+    (found,) = infer(trained, [tmp_path / "half.wav"], settings={"hop": "0.15"}).values()
+    border = len(halves["bonafide"]) / RATE
+    named = sum(s["end"] - s["start"] for s in found["suspicious"])
+    late = sum(max(0.0, s["end"] - max(s["start"], border)) for s in found["suspicious"])
+    assert late > 0.5 * border and late > 0.8 * named  # most of the made half, and little else
+    early = [w["probability_spoofed"] for w in found["curve"] if w["end"] <= border]
+    made = [w["probability_spoofed"] for w in found["curve"] if w["start"] >= border]
+    assert np.mean(early) < 0.4 and np.mean(made) > 0.6
+
+
 SPEECHLESS = {
     "zeros": (np.zeros(RATE, dtype=np.float32), "is silent"),
     "hum": (1e-5 * np.sin(np.arange(RATE) / 9).astype(np.float32), "is silent"),
@@ -280,6 +295,9 @@ def test_a_detector_is_asked_about_the_examples_of_another_run(trained: Path, tm
     assert found["converted_detector"].startswith(f"{alone['verdict']}: {alone['score']:.2f}, ")
     assert {k for k in found if k.endswith("_detector")} == {f"{clip}_detector" for clip in artifacts.CLIPS}
     assert {k: found[k] for k in example} == example
+    soundfile.write(tmp_path / example["source"], np.zeros(RATE), RATE)
+    (found,) = artifacts.detect([example], str(trained), tmp_path)
+    assert found["source_detector"].endswith("is silent: give a recording of speech.")
 
 
 def test_a_detector_that_is_none_is_refused_before_anything_is_computed(tiny_corpus: Path, tmp_path: Path) -> None:

@@ -183,7 +183,8 @@ def judge_files(
     for utterance in utterances:
         by_file[utterance.labels["file"]].append(utterance)
     found = {}
-    for path, parts in by_file.items():
+    for path, cut in by_file.items():
+        parts = sorted(cut, key=lambda u: float(u.labels["start"]))
         curve = [
             {
                 "start": round(u.labels["start"], 3),

@@ -107,7 +107,9 @@ def detect(examples: Sequence[Mapping[str, str]], detector: str, folder: Path) -
     paths = sorted({str(folder / example[clip]) for example in examples for clip in CLIPS})
     found = infer(detector, paths)
     said = {
-        path: f"{one['verdict']}: {one['score']:.2f}, where more than {one['threshold']:.2f} is real"
+        path: one["error"]
+        if "error" in one
+        else f"{one['verdict']}: {one['score']:.2f}, where more than {one['threshold']:.2f} is real"
         for path, one in found.items()
     }
     return [{**e, **{f"{clip}_detector": said[str(folder / e[clip])] for clip in CLIPS}} for e in examples]
