@@ -220,3 +220,10 @@ def test_empty_references_and_unequal_lists_are_refused() -> None:
 
 def test_ratio_interval_of_equal_items_has_no_width() -> None:
     assert ratio_interval([1, 1, 1], [4, 4, 4]) == (0.25, 0.25)
+
+
+def test_replicates_drawn_in_parts_are_those_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=40)
+    whole = mean_interval(values)
+    monkeypatch.setattr("speechssl.metric.interval.CHUNK", 130)
+    assert mean_interval(values) == pytest.approx(whole, abs=1e-12)
