@@ -13,7 +13,7 @@ from typing import Any
 
 from speechssl.decode.arpa import END, NgramModel, Words
 
-HISTORIES = 1000
+HISTORIES = 100
 """Most that are followed from one state."""
 ROUNDING = 1e-3
 """Scores that lie no more than this below what has to be reached are not dropped."""
