@@ -377,7 +377,8 @@ def main() -> None:
         return
     table = Table(
         "recipe", "passes", "S3PRL: step (upstream) s", "hours", "ours: features s/utt", "step s", "hours", "ratio",
-        "wanted", "with our head", "losses differ", title=f"HuBERT base, {args.threads} threads, our features in {args.precision}",
+        "wanted", "with our head", "losses differ",
+        title=f"HuBERT base, {args.threads} threads, our features in {args.precision}",
     )  # fmt: skip
     for name in args.only:
         recipe = RECIPES[name]
