@@ -12,6 +12,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from speechssl.errors import SpeechsslError
+from speechssl.metric import detection_interval
 from speechssl.metric.calibration import (
     actual_dcf,
     fit_calibration,
@@ -242,7 +243,7 @@ def test_cells_of_many_trials_give_the_intervals_of_the_trials() -> None:
     assert ends[1] - ends[0] == pytest.approx(2 * 1.96 * spread, rel=0.12)
 
 
-def test_intervals_over_speakers_are_wider_where_speakers_differ() -> None:
+def test_intervals_over_speakers_are_wider_where_speakers_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(2)
     speakers = np.repeat(np.arange(12), 100)
     target = 2 + rng.normal(0, 1, 12)[speakers] + rng.normal(0, 0.5, 1200)
@@ -254,5 +255,11 @@ def test_intervals_over_speakers_are_wider_where_speakers_differ() -> None:
         assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
     exact = equal_error_rate_interval(target, nontarget, target_units=speakers, nontarget_units=speakers)
     np.testing.assert_allclose(together.equal_error_rate(), exact, atol=0.1 * (exact[1] - exact[0]))
+    # Of many units a few replicates are drawn at a time, and their cells are counted in a sparse table.
+    monkeypatch.setattr(detection_interval, "CHUNK", 100)
+    monkeypatch.setattr(detection_interval, "DENSE", 1)
+    again = DetectionBootstrap(target, nontarget, target_units=speakers, nontarget_units=speakers)
+    np.testing.assert_allclose(again.equal_error_rate(), together.equal_error_rate(), rtol=1e-12)
+    np.testing.assert_allclose(again.llr_cost(), together.llr_cost(), rtol=1e-12)
     with pytest.raises(SpeechsslError, match="neither"):
         DetectionBootstrap(target, nontarget, target_units=speakers)

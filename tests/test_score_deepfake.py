@@ -377,7 +377,9 @@ def test_settings_that_do_not_fit_are_named(
     assert words in the_sentence(capsys, *argv)
 
 
-def test_a_run_reports_costs_with_the_calibration_of_dev(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_reports_costs_with_the_calibration_of_dev(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = Made(0)
     fitted = fit_calibration(*Made(1).sides())
     attacks = [attack.replace("-", "bonafide") for attack in made.attacks]
@@ -401,6 +403,16 @@ def test_a_run_reports_costs_with_the_calibration_of_dev(caplog: pytest.LogCaptu
     measure.calibrated_costs(real, spoofed, Calibration(fitted.scale, fitted.offset + 3))
     assert "dev is unlike test" in caplog.text
     assert measure.calibrated_costs(real, spoofed, Calibration(math.nan, math.nan)) == {}
+    # Each original has one trial here, so that intervals which take trials as independent are no others.
+    some = {name: found[name] for name in ("act_dcf", "cllr")}
+    some |= {"eer": measure.eer(real, spoofed), **measure.errors_at(20.0, real, spoofed)}
+    monkeypatch.setattr(measure, "LARGE", 10)
+    many = {**measure.calibrated_costs(real, spoofed, fitted), "eer": measure.eer(real, spoofed)}
+    many |= measure.errors_at(20.0, real, spoofed)
+    for name, one in some.items():
+        low, high = one.low, one.high
+        assert low is not None and high is not None and many[name].value == one.value
+        assert (many[name].low, many[name].high) == pytest.approx((low, high), abs=0.25 * (high - low))
 
 
 def test_a_drawn_curve_keeps_its_shape() -> None:

@@ -12,14 +12,10 @@ from pathlib import Path
 
 from downstreams.deepfake_detection import measure
 from downstreams.deepfake_detection.measure import Scored
-from speechssl.metric.detection import equal_error_rate
-from speechssl.metric.detection_interval import DetectionBootstrap
 from speechssl.result import Evaluation, MetricValue
 from speechssl.types import Utterance
 
 logger = logging.getLogger(__name__)
-LARGE = 20_000
-"""Trials."""
 OF_SPOOF = ("attack", "family", "vocoder", "attack_tag")
 """Labels that only spoofed speech has."""
 OF_BOTH = ("codec", "codec_quality", "transmission", "origin", "subset", "trim", "gender", "language")
@@ -37,17 +33,17 @@ def evaluate_test(scored: Scored, threshold: float, folder: Path) -> Evaluation:
     parts = {name: [s for s in scored if s[0].labels["corpus"] == name] for name in names}
     main, *others = names
     real, spoofed = measure.real_and_spoofed(parts[main])
-    metrics = {"eer": _rate(real, spoofed), "min_dcf": measure.detection_cost(real, spoofed)}
+    metrics = {"eer": measure.eer(real, spoofed), "min_dcf": measure.detection_cost(real, spoofed)}
     metrics |= measure.errors_at(threshold, real, spoofed)
     unseen = [s for s in spoofed if not s[0].labels["seen"]]
     if 0 < len(unseen) < len(spoofed):
-        metrics["eer_unseen"] = _rate(real, unseen)
+        metrics["eer_unseen"] = measure.eer(real, unseen)
     breakdown = dict(by_condition(parts[main]))
     breakdown["false acceptance by attack"] = measure.acceptance_by("attack", spoofed, threshold, accepted=True)
     breakdown["false rejection by language"] = measure.acceptance_by("language", real, threshold, accepted=False)
     if others:
         sides = {name: measure.real_and_spoofed(part) for name, part in parts.items()}
-        breakdown["eer by corpus"] = {name: _rate(*side) for name, side in sides.items()}
+        breakdown["eer by corpus"] = {name: measure.eer(*side) for name, side in sides.items()}
         breakdown["min dcf by corpus"] = {name: measure.detection_cost(*side) for name, side in sides.items()}
         for name in others:
             breakdown |= {f"{name}: {what}": found for what, found in by_condition(parts[name]).items()}
@@ -70,21 +66,12 @@ def by_condition(scored: Scored) -> dict[str, Mapping[str, MetricValue]]:
         rates = {}
         for value in sorted(fakes) if len(fakes) > 1 else ():
             if label in OF_SPOOF or value in others:
-                rates[value] = _rate(real if label in OF_SPOOF else others[value], fakes[value])
+                rates[value] = measure.eer(real if label in OF_SPOOF else others[value], fakes[value])
             else:
                 logger.info("No bona fide speech has %s '%s': it gets no rate of its own", label, value)
         if rates:
             found[f"eer by {label.replace('_', ' ')}"] = rates
     return found
-
-
-def _rate(real: Scored, spoofed: Scored) -> MetricValue:
-    """As `measure.eer`; of a large test the interval takes the trials as independent, or it would take minutes."""
-    if len(real) + len(spoofed) <= LARGE:
-        return measure.eer(real, spoofed)
-    scores = [score for _, score in real], [score for _, score in spoofed]
-    interval = DetectionBootstrap(*scores).equal_error_rate()
-    return MetricValue(equal_error_rate(*scores)[0], len(real) + len(spoofed), "utterances", *interval)
 
 
 def _parted(label: str, scored: Scored) -> dict[str, list[tuple[Utterance, float]]]:

@@ -15,7 +15,7 @@ from speechssl.files import replacing
 from speechssl.metric.calibration import Calibration, actual_dcf, is_calibrated, llr_cost, min_llr_cost
 from speechssl.metric.detection import equal_error_rate, min_dcf
 from speechssl.metric.detection_interval import DetectionBootstrap
-from speechssl.metric.interval import equal_error_rate_interval, mean_interval
+from speechssl.metric.interval import REPLICATES, equal_error_rate_interval, mean_interval, percentile_interval
 from speechssl.result import MetricValue
 from speechssl.types import Utterance
 
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 Scored = Sequence[tuple[Utterance, float]]
 P_SPOOF, COST_MISS, COST_FALSE_ALARM = 0.05, 1.0, 10.0
 """The costs of ASVspoof 5, track 1."""
+LARGE = 20_000
+"""Trials from which on intervals take them as independent: drawing originals would take minutes and gigabytes."""
 
 
 def real_and_spoofed(scored: Scored) -> tuple[Scored, Scored]:
@@ -32,11 +34,21 @@ def real_and_spoofed(scored: Scored) -> tuple[Scored, Scored]:
 
 
 def eer(real: Scored, spoofed: Scored) -> MetricValue:
-    """Equal error rate with an interval; what was made from one original is resampled together."""
+    """Equal error rate with an interval; what was made from one original is resampled together, up to LARGE trials."""
     scores = [score for _, score in real], [score for _, score in spoofed]
-    units = [u.labels["original"] for u, _ in real], [u.labels["original"] for u, _ in spoofed]
-    low, high = equal_error_rate_interval(*scores, target_units=units[0], nontarget_units=units[1])
+    units = _originals(real, spoofed)
+    if units is None:
+        low, high = DetectionBootstrap(*scores).equal_error_rate()
+    else:
+        low, high = equal_error_rate_interval(*scores, target_units=units[0], nontarget_units=units[1])
     return MetricValue(equal_error_rate(*scores)[0], len(real) + len(spoofed), "utterances", low, high)
+
+
+def _originals(real: Scored, spoofed: Scored) -> tuple[list[str], list[str]] | None:
+    """What is resampled together; None = each trial by itself."""
+    if len(real) + len(spoofed) > LARGE:
+        return None
+    return [u.labels["original"] for u, _ in real], [u.labels["original"] for u, _ in spoofed]
 
 
 def detection_cost(real: Scored, spoofed: Scored) -> MetricValue:
@@ -65,7 +77,7 @@ def calibrated_costs(real: Scored, spoofed: Scored, calibration: Calibration) ->
     if not (math.isfinite(calibration.scale) and math.isfinite(calibration.offset)):
         return {}
     sides = [calibration.apply([score for _, score in side]) for side in (real, spoofed)]
-    units = [[u.labels["original"] for u, _ in side] for side in (real, spoofed)]
+    units = _originals(real, spoofed) or (None, None)
     costs = {"p_target": 1.0 - P_SPOOF, "cost_miss": COST_MISS, "cost_false_alarm": COST_FALSE_ALARM}
     weights = COST_MISS * (1.0 - P_SPOOF), COST_FALSE_ALARM * P_SPOOF
     threshold = math.log(weights[1] / weights[0])
@@ -123,9 +135,17 @@ def acceptance_by(label: str, scored: Scored, threshold: float, *, accepted: boo
     shares = {}
     for name in _values(label, scored):
         hits = [float((score > threshold) == accepted) for u, score in scored if u.labels.get(label) == name]
-        low, high = mean_interval(hits)
-        shares[name] = MetricValue(float(np.mean(hits)), len(hits), "utterances", low, high)
+        shares[name] = _share(hits)
     return shares
+
+
+def _share(hits: Sequence[float]) -> MetricValue:
+    """The mean of zeros and ones; of many, how many ones a replicate has is drawn at once."""
+    rate, number = float(np.mean(hits)), len(hits)
+    if number <= LARGE:
+        return MetricValue(rate, number, "utterances", *mean_interval(hits))
+    drawn = np.random.default_rng(0).binomial(number, rate, size=REPLICATES) / number
+    return MetricValue(rate, number, "utterances", *percentile_interval(drawn))
 
 
 def _values(label: str, scored: Scored) -> list[str]:
@@ -148,5 +168,5 @@ def errors_at(threshold: float, real: Scored, spoofed: Scored) -> dict[str, Metr
     found = {}
     for name, scored, accepted in (("false_acceptance", spoofed, True), ("false_rejection", real, False)):
         hits = [float((score > threshold) == accepted) for _, score in scored]
-        found[name] = MetricValue(float(np.mean(hits)), len(hits), "utterances", *mean_interval(hits))
+        found[name] = _share(hits)
     return found

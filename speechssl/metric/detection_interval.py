@@ -13,13 +13,14 @@ Paper: Efron and Tibshirani 1993, chapter 13; Bisani and Ney 2004 (see `speechss
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from speechssl.errors import SpeechsslError
 from speechssl.metric.detection import Floats, merge_order, validate
-from speechssl.metric.interval import LEVEL, REPLICATES, percentile_interval
+from speechssl.metric.interval import CHUNK, LEVEL, REPLICATES, percentile_interval
 
 POINTS = 1024
 FINE = 100
@@ -87,10 +88,14 @@ class DetectionBootstrap:
             both = [np.asarray(target_units), np.asarray(nontarget_units)]
             units = np.unique(np.concatenate(both), return_inverse=True)[1][order]
             number = int(units.max()) + 1
-            drawn = generator.multinomial(number, np.full(number, 1.0 / number), size=replicates).astype(np.float64)
-            counts = _occurrences(drawn, units, cells, columns)
-            sides = (np.where(side, losses, 0.0) for side in (labels, ~labels))
-            lost = [drawn @ np.bincount(units, weights=side, minlength=number) for side in sides]
+            table = _occurrences(units, cells, number, columns)
+            sides = [np.bincount(units, np.where(side, losses, 0.0), number) for side in (labels, ~labels)]
+            shares, step = np.full(number, 1.0 / number), max(1, CHUNK // number)
+            found = []  # of some replicates each: the draws are those of all at once
+            for first in range(0, replicates, step):
+                drawn = generator.multinomial(number, shares, size=min(step, replicates - first)).astype(np.float64)
+                found.append((drawn @ table, *(drawn @ side for side in sides)))
+            counts, *lost = (np.concatenate(parts) for parts in zip(*found, strict=True))
         self._curve(counts, lost)
 
     def _curve(self, counts: Floats, lost: Sequence[Floats]) -> None:
@@ -127,16 +132,14 @@ class DetectionBootstrap:
         return percentile_interval(np.where(self._defined, values, np.nan), self.level)
 
 
-def _occurrences(drawn: Floats, units: NDArray[np.intp], cells: NDArray[np.intp], columns: int) -> Floats:
-    """(R, U) draws of units with trials in cells -> (R, columns) draws of cells."""
-    number = drawn.shape[1]
+def _occurrences(units: NDArray[np.intp], cells: NDArray[np.intp], number: int, columns: int) -> Any:
+    """(U, columns) how many trials of each unit lie in each cell, dense or sparse."""
     if number * columns <= DENSE:
-        table = np.bincount(units * columns + cells, minlength=number * columns).reshape(number, columns)
-        return np.asarray(drawn @ table.astype(np.float64))
+        table = np.bincount(units * columns + cells, minlength=number * columns)
+        return table.reshape(number, columns).astype(np.float64)
     from scipy.sparse import csr_array
 
-    table = csr_array((np.ones(units.size), (cells, units)), shape=(columns, number))
-    return np.ascontiguousarray((table @ drawn.T).T)
+    return csr_array((np.ones(units.size), (units, cells)), shape=(number, columns))
 
 
 def _cuts(
