@@ -87,6 +87,7 @@ def run(
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     if options.skip_bad:
         opened = _without_bad_files(opened)
+    opened = opened.needing_audio()  # looks once for all heads, folds and seeds
     specs = resolve_upstreams(upstream, random_weights=random_weights)
     results: dict[Path, RunResult | None] = {}
     work: list[Work] = []

@@ -1,5 +1,6 @@
 """The task runner: features once, best by dev, resume, seeds, results; on a tiny corpus and a tiny upstream."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -243,6 +244,21 @@ def test_a_missing_file_is_named_with_its_line_before_anything_is_computed(
     assert not Path(options.cache_folder or "").exists()
     (result,) = once(corpus, tmp_path / "exp", dataclasses.replace(options, skip_bad=True))
     assert result.features["computed"] == 79
+
+
+def test_audio_is_looked_for_once_for_all_heads_folds_and_seeds(
+    tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr("speechssl.data.corpus._check_audio", lambda split, _: looked.append(split))
+    opened = open_corpus(tiny_corpus)
+    corpus = opened.needing_audio()
+    corpus.utterances("dev")
+    for one in (corpus, corpus.needing_audio(), copy.deepcopy(corpus).needing_audio(), opened):
+        one.utterances("dev")
+    assert looked == ["dev"] and corpus == opened
+    opened.needing_audio().utterances("dev")
+    assert looked == ["dev", "dev"]
 
 
 def test_tasks_that_read_audio_while_they_prepare_leave_bad_files_out_too(

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ class Corpus:
     """The whole of corpus.json: among others `sources` with licence, hours and utterances of each."""
     left_out: frozenset[str] = frozenset()
     """Ids of utterances that no split hands out."""
-    needs_audio: bool = False
-    """Whether a split is handed out only where all its audio is there, see `needing_audio`."""
+    seen: set[str] | None = field(default=None, compare=False)
+    """Splits whose audio was found to be there; None = nobody looks for it, see `needing_audio`."""
 
     def splits(self) -> list[str]:
         """The names of the manifests that exist."""
@@ -55,7 +55,7 @@ class Corpus:
         """Reads one manifest.
 
         Raises:
-            ManifestError: no such split, a file that can't be read, or, with `needs_audio`, missing audio.
+            ManifestError: no such split, a file that can't be read, or missing audio, see `needing_audio`.
         """
         path = self.root / "manifests" / f"{split}.jsonl.gz"
         if not path.exists():
@@ -65,16 +65,18 @@ class Corpus:
                 f"has which.{nearest(split, self.splits())}"
             )
         lines = [line for line in iterate_manifest(path, root=self.root) if line[1].id not in self.left_out]
-        if self.needs_audio:
+        if self.seen is not None and split not in self.seen:
             _check_audio(split, lines)
+            self.seen.add(split)
         return [utterance for _, utterance in lines]
 
     def needing_audio(self) -> "Corpus":
         """The same, but a split that names an audio file which is not there is an error that names the line.
 
-        So a task finds out while it prepares, by a look at each file's entry, and not when it comes to hear it.
+        So a task finds out while it prepares, by a look at each file's entry, and not when it comes to hear it. What
+        is made of this corpus remembers which splits were looked at: heads, folds and seeds do not look again.
         """
-        return replace(self, needs_audio=True)
+        return self if self.seen is not None else replace(self, seen=set())
 
     def without(self, ids: Iterable[str]) -> "Corpus":
         """The corpus without some utterances; it has another fingerprint, since what is made from it differs."""
