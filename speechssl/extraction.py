@@ -156,9 +156,10 @@ def measure_heard(
 ) -> dict[str, float]:
     """Seconds per id of the utterances that an upstream can hear: as `measure`, without those shorter than a frame."""
     seconds = measure(utterances, skip_bad=skip_bad, bad=bad)
-    for utterance in utterances:
-        samples = round(seconds.get(utterance.id, 0.0) * upstream.sample_rate)
-        if utterance.id in seconds and not _holds_a_frame(upstream, samples):
+    known = [utterance for utterance in utterances if utterance.id in seconds]
+    samples = torch.tensor([round(seconds[u.id] * upstream.sample_rate) for u in known], dtype=torch.int64)
+    for utterance, frames in zip(known, upstream.output_lengths(samples).tolist(), strict=True):
+        if frames < 1:
             leave_out(utterance, _too_short(upstream, utterance, seconds.pop(utterance.id)), skip_bad, bad)
     return seconds
 

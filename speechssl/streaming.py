@@ -175,9 +175,10 @@ class FrameKeeper:
         dtype: DType,
         load: Callable[[], Upstream] | None,
     ) -> StreamedStore:
-        heard = measure_heard(upstream, others, skip_bad=self._skip_bad, bad=store.bad)
+        able = upstream if load is None else load()  # what only stands for one does not know which audio is too short
+        heard = measure_heard(able, others, skip_bad=self._skip_bad, bad=store.bad)
         streamed = {u.id: u for u in others if u.id in heard}
-        return StreamedStore(store, load or (lambda: upstream), streamed, precision=self._precision, dtype=dtype)
+        return StreamedStore(store, lambda: able, streamed, precision=self._precision, dtype=dtype)
 
 
 def frame_bytes(
