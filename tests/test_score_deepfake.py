@@ -248,6 +248,12 @@ def test_tandem_costs_take_rates_or_scores_of_verification(tmp_path: Path) -> No
     mask = (np.array(made.attacks) == "A09") | made.bona_fide
     own = min_tandem_dcf(*made.sides(mask=mask), asv_error_rates(target, nontarget, spoof["A09"]))
     assert found.breakdown["attack"]["A09"]["t_dcf_2021"]["system0"].value == own
+    # An attack that never fools the ASV has no t-DCF, which keeps nothing else from being measured.
+    lines = [f"A09 spoof {-9 - k}" if line.startswith("A09") else line for k, line in enumerate(lines)]
+    harmless = score(*files, asv=str(made.write(tmp_path, "asv.txt", lines)), by="attack")
+    less, whole = ({a: set(of) for a, of in one.breakdown["attack"].items()} for one in (harmless, found))
+    assert less["A09"] == whole["A09"] - {"t_dcf_2019", "t_dcf_2021"} and less["A08"] == whole["A08"]
+    assert any("1 values have no t-DCF, first 'A09'" in note for note in harmless.notes)
     with pytest.raises(SpeechsslError, match="MISS,FALSE_ALARM"):
         score(*files, asv="0.1,x,0.3")
     with pytest.raises(SpeechsslError, match="`t_dcf_2019` needs errors of a verification"):
@@ -275,6 +281,13 @@ def test_trials_of_track_2_are_pairs_of_speaker_and_file(tmp_path: Path) -> None
     rates = asv_error_rates(*(asv[side] for side in sides))
     assert value(found, "t_dcf_2019", "s") == min_tandem_dcf(cm[~sides[2]], cm[sides[2]], rates, form="2019")
     assert found.files["scores.tsv"].splitlines()[1:] == lines[:0:-1]
+    # A table that names its own keys, and one whose countermeasure means the contrary.
+    own = [f"{line}\t{key}" for line, key in zip(lines, ["key", *keys], strict=True)]
+    assert score(made.write(tmp_path, "s.tsv", own), asv="own").metrics == found.metrics
+    cells = [line.split() for line in lines[1:]]
+    turned = ["\t".join([*row[:2], f"-{row[2]}".replace("--", ""), *row[3:]]) for row in cells]
+    made.write(tmp_path, "s.tsv", [lines[0], *turned])
+    assert score(*files, asv="own", negate="yes").metrics == found.metrics
     # The file of the package a_dcf, which names its own keys.
     own = [f"{s} {n} {x!r} {key}" for (s, n), x, key in zip(pairs, sasv.tolist(), keys, strict=True)]
     alone = score(made.write(tmp_path, "own.txt", own))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from downstreams.deepfake_detection.score_asv import Asv, load_asv
+from downstreams.deepfake_detection.score_asv import Asv, load_asv, usable_rates
 from downstreams.deepfake_detection.score_fusion import CALIBRATIONS, FUSIONS, Conditions, combine
 from downstreams.deepfake_detection.score_measures import (
     GROUPED,
@@ -179,7 +179,8 @@ def _measure_groups(  # noqa: PLR0917  what is measured, how, and where doubts g
 ) -> dict[str, dict[str, dict[str, MetricValue]]]:
     """Value of the column -> measure -> condition -> value."""
     found: dict[str, dict[str, dict[str, MetricValue]]] = {}
-    rates = None if asv is None else asv.by(column)
+    rates, doubt = usable_rates({} if asv is None else asv.by(column), [TANDEM[n] for n in wanted if n in TANDEM])
+    notes += [f"By {column}: {doubt}"] if doubt else []
     names = [name for name in wanted if name in GROUPED]
     one_sided = []
     for value, mask in trials.groups(column):
@@ -187,7 +188,7 @@ def _measure_groups(  # noqa: PLR0917  what is measured, how, and where doubts g
             one_sided.append(value)
             continue
         group: dict[str, dict[str, MetricValue]] = {name: {} for name in names}
-        own = None if rates is None else rates.get(value)
+        own = rates.get(value)
         for name, scores in conditions.scores.items():
             measured = measure_sides(*_sides(trials, scores, mask), names, costs=costs, rates=own, units=None)
             for measure, result in measured.values.items():

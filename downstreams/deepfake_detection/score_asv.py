@@ -1,6 +1,6 @@
 """The verification behind a countermeasure, for t-DCF: its errors as numbers, or its scores."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,8 +8,8 @@ import numpy as np
 
 from downstreams.deepfake_detection.score_table import NONTARGET, TARGET, Table, read_protocol, read_scores
 from downstreams.deepfake_detection.score_trials import Floats, Mask, Trials, load_trials
-from speechssl.errors import ConfigError, ManifestError
-from speechssl.metric.tandem import ASVSPOOF5_RATES, AsvErrorRates, asv_error_rates
+from speechssl.errors import ConfigError, ManifestError, SpeechsslError
+from speechssl.metric.tandem import ASVSPOOF5_RATES, AsvErrorRates, Form, asv_error_rates, tandem_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,15 +29,29 @@ class Asv:
             return self.source
         return _rates(self.source, np.ones(len(self.source), dtype=bool))
 
-    def by(self, name: str) -> Mapping[str, AsvErrorRates] | None:
+    def by(self, name: str) -> Mapping[str, AsvErrorRates]:
         """In each group of a column (see `Trials.groups`), with the threshold of the group's own equal errors, as the
-        package of ASVspoof 2021 has it; None where the scores say nothing of that column."""
+        package of ASVspoof 2021 has it; none where the scores say nothing of that column."""
         trials = self.source
         if isinstance(trials, AsvErrorRates) or set(name.split("+")) - set(trials.facts):
-            return None
+            return {}
         groups = dict(trials.groups(name))
         whole = {value: mask for value, mask in groups.items() if all(len(s) for s in trials.three_sides("asv", mask))}
         return {value: _rates(trials, mask) for value, mask in whole.items()}
+
+
+def usable_rates(rates: Mapping[str, AsvErrorRates], forms: Iterable[Form]) -> tuple[dict[str, AsvErrorRates], str]:
+    """The groups whose rates give t-DCF a meaning, and of the others how many and why: no spoof of an attack may fool
+    the ASV, say."""
+    usable, why, wanted = {}, [], tuple(forms)
+    for value, own in rates.items():
+        try:
+            for form in wanted:
+                tandem_weights(own, form=form)
+            usable[value] = own
+        except SpeechsslError as error:
+            why.append(f"first '{value}': {error}")
+    return usable, f"{len(why)} values have no t-DCF, {why[0]}" if why else ""
 
 
 def load_asv(settings: Mapping[str, str], trials: Trials) -> Asv | None:

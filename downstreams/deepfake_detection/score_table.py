@@ -218,8 +218,8 @@ def _sort_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str
     found = dict(columns)
     if "label" in found and {word.strip().lower() for word in set(found["label"])} & (TARGET | NONTARGET):
         found["asv_label"] = found.pop("label")
-        if "score" in found:
-            found.setdefault("sasv_score", found.pop("score"))
+        if "score" in found and not {"asv_score", "sasv_score"} & found.keys():
+            found["sasv_score"] = found.pop("score")
     return found
 
 

@@ -78,8 +78,9 @@ class Trials:
         return self.counted[name]
 
     def times(self, factors: Floats) -> "Trials":
-        """With the scores of each system times a factor, (K,)."""
-        return replace(self, scores={kind: scores * factors for kind, scores in self.scores.items()})
+        """With the scores of each system's countermeasure, or where there is none all scores, times a factor, (K,)."""
+        turned = {"cm"} & self.scores.keys() or self.scores.keys()
+        return replace(self, scores={k: s * factors if k in turned else s for k, s in self.scores.items()})
 
     def sides(self, kind: str, mask: Mask | None = None) -> list[Floats]:
         """Scores, (n, K), of bona fide and spoofed trials of a mask."""
