@@ -9,17 +9,20 @@ import pytest
 import soundfile
 import spoof_trees as trees
 from corpus_trees import put_audio, put_list
+from safetensors.torch import load_file
 
 import speechssl
 from downstreams.deepfake_detection.conditions import by_condition, evaluate_test
 from downstreams.deepfake_detection.config import PRESETS, DeepfakeConfig
+from downstreams.deepfake_detection.inference import calibrate
 from downstreams.deepfake_detection.task import DeepfakeDetection
 from speechssl.config import load_config
 from speechssl.data.corpora.prepare import prepare_corpus
 from speechssl.data.corpus import Corpus, open_corpus
 from speechssl.errors import ConfigError, ManifestError
+from speechssl.metric.calibration import Calibration, actual_dcf, llr_cost, min_llr_cost
 from speechssl.metric.detection import equal_error_rate
-from speechssl.result import RunResult
+from speechssl.result import RunResult, load_result
 from speechssl.types import Utterance
 
 CORPORA = ("asvspoof2019_la", "asvspoof2021_la", "in_the_wild")
@@ -59,9 +62,13 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
-def _rate(rows: list[dict[str, str]]) -> float:
+def _sides(rows: list[dict[str, str]]) -> tuple[list[float], list[float]]:
     real, fake = ([float(r["score"]) for r in rows if (r["label"] == "bonafide") == side] for side in (True, False))
-    return equal_error_rate(real, fake)[0]
+    return real, fake
+
+
+def _rate(rows: list[dict[str, str]]) -> float:
+    return equal_error_rate(*_sides(rows))[0]
 
 
 def test_one_run_measures_every_corpus_in_its_own_ids(result: tuple[RunResult, Path]) -> None:
@@ -80,6 +87,20 @@ def test_one_run_measures_every_corpus_in_its_own_ids(result: tuple[RunResult, P
     ids = [row["utterance"] for row in _rows(folder / "scores_asvspoof2021_la.tsv")]
     assert ids == [line.split()[1] for line in trees.LA_2021 if line.endswith("eval")]
     assert [row["utterance"] for row in _rows(folder / "dev_scores.tsv")] == [f"LA_D_10000{k:02d}" for k in range(7)]
+
+
+def test_costs_of_log_likelihood_ratios_are_of_the_map_that_dev_gave(result: tuple[RunResult, Path]) -> None:
+    folder = result[1]
+    dev, test = (_sides(_rows(folder / name)) for name in ("dev_scores.tsv", "scores.tsv"))
+    fitted = calibrate(*dev)
+    kept = load_file(folder / "head.safetensors")["head.calibration"].tolist()
+    assert kept == pytest.approx([fitted.scale, fitted.offset], rel=1e-3)
+    found = load_result(folder).test.metrics
+    ratios = [Calibration(*kept).apply(side) for side in test]
+    assert found["cllr"].value == pytest.approx(llr_cost(*ratios), abs=1e-4)
+    assert found["min_cllr"].value == pytest.approx(min_llr_cost(*ratios), abs=1e-9)
+    costs = {"p_target": 0.95, "cost_miss": 1.0, "cost_false_alarm": 10.0}
+    assert found["act_dcf"].value == pytest.approx(actual_dcf(*ratios, **costs))
 
 
 def test_the_attacks_and_conditions_of_each_corpus_are_told(result: tuple[RunResult, Path]) -> None:
@@ -188,3 +209,12 @@ def test_conditioning_is_done_where_it_is_asked_for(tmp_path: Path, caplog: pyte
     assert "1 bona fide and 0 spoofed utterances of 'train'" in caplog.text
     assert {split: len(found) for split, found in data.splits.items()} == {"train": 3, "dev": 4, "test": 4}
     assert {soundfile.info(u.path).frames for found in data.splits.values() for u in found} == {8000}
+    # Prepared anew, the same ids are of other audio.
+    names = [row.partition(".")[0] for row in GOOD]
+    swapped = [f"{row},{name[:-1]}{int(name[-1]) ^ 2}" for row, name in zip(GOOD, names, strict=True)]
+    put_list(tmp_path / "source" / "mine.csv", ["path,split,key,attack,id", *swapped])
+    prepare_corpus("table", tmp_path / "source", tmp_path / "out")
+    again = DeepfakeDetection(config).prepare(open_corpus(tmp_path / "out"))
+    paths = {u.id: u.path for u in data.splits["test"]}
+    assert set(paths) == {u.id for u in again.splits["test"]} == set(names[-4:])
+    assert all(paths[u.id] != u.path for u in again.splits["test"])

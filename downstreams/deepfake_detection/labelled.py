@@ -158,7 +158,7 @@ def _condition(utterances: Sequence[Utterance], corpus: Corpus, split: str, spoo
 
     settings = json.dumps([asdict(spoof.conditioning), spoof.seed], sort_keys=True)
     folder = corpus.root / "deepfake" / f"conditioned-{derive_seed(settings):016x}" / split
-    heard = [replace(u, path=str(folder / f"{u.id}.flac".replace("/", "-")), start=0.0) for u in utterances]
+    heard = [replace(u, path=str(folder / _conditioned_name(u)), start=0.0) for u in utterances]
     pairs = [(u, h.path) for u, h in zip(utterances, heard, strict=True) if not Path(h.path).exists()]
     chunks = [pairs[i : i + CHUNK] for i in range(0, len(pairs), CHUNK)]
     with (
@@ -176,6 +176,12 @@ def _condition(utterances: Sequence[Utterance], corpus: Corpus, split: str, spoo
             lost[True], lost[False], split, corpus.root, spoof.conditioning.seconds,
         )  # fmt: skip
     return whole
+
+
+def _conditioned_name(utterance: Utterance) -> str:
+    """Of the file, which another stretch of audio under the same id does not share."""
+    stretch = derive_seed(utterance.id, utterance.path, str(utterance.start), str(utterance.duration))
+    return f"{utterance.id.replace('/', '-')}-{stretch:016x}.flac"
 
 
 def _condition_all(pairs: Sequence[tuple[Utterance, str]], spoof: SpoofConfig) -> int:

@@ -187,7 +187,8 @@ class DeepfakeDetection(Task):
             detector.calibration.copy_(torch.tensor([fitted.scale, fitted.offset]))
             logger.debug("EER on %s %.4f at %.3f", split, rate, threshold)
             return Evaluation({"eer": measure.eer(real, spoofed), "min_dcf": measure.detection_cost(real, spoofed)})
-        measure.write_scores(folder / "dev_scores.tsv", self.dev_scored)  # what calibration and fusion learn from
+        if self.dev_scored:  # what calibration and fusion learn from; a finished run that is tested again heard no dev
+            measure.write_scores(folder / "dev_scores.tsv", self.dev_scored)
         if self.config.labels == "corpus":
             write_tested(folder / "corpora.json", data.extra["tested"])
             tested = conditions.evaluate_test(scored, float(_detection_head(head).threshold), folder)
