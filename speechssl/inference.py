@@ -3,7 +3,8 @@
 import copy
 import json
 import logging
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -104,7 +105,8 @@ def infer(
 
     Returns:
         What the task's `infer` returns: for ASR path -> text, for speaker verification the similarities, ... A task
-        that judges each file for itself gives {'error': sentence} for one that it can't judge, unless that is all.
+        that judges each file for itself gives {'error': sentence} for one that it can't judge, unless that is all; of
+        several utterances in one file each has a key of its own, '<path> (<id>)'.
 
     Raises:
         ManifestError: no finished run there.
@@ -123,38 +125,64 @@ def infer_with(
     """`infer` with a run that is loaded; `folder` gets what the task writes."""
     task = run.task
     utterances = resolve_items(files)
+    several = {path: n for path, n in Counter(u.path for u in utterances).items() if n > 1}
     if isinstance(task, JudgesFiles):
         task.change_listening(settings or {})
-        return _judge(run, task, utterances, folder)
+        names = {u.id: f"{u.path} ({u.id})" if u.path in several else u.path for u in utterances}
+        return _judge(run, task, utterances, folder, names)
     if settings:
         raise ConfigError(f"The task '{task.name}' has no settings for files: leave out '{next(iter(settings))}'.")
+    if several:
+        logger.warning(
+            "%d utterances lie in the same file as others, such as those of %s: where '%s' says what it found by file, "
+            "only the last of a file is there. Cut them into files of their own.",
+            *(sum(several.values()), next(iter(several)), task.name),
+        )
     with torch.no_grad():
         return task.infer(run.probe.head, run.features(utterances), utterances, run.data, folder)
 
 
-def _judge(run: "LoadedRun", task: JudgesFiles, utterances: Sequence[Utterance], folder: Path) -> dict[str, Any]:
-    """A few files after the other, so that memory does not grow with their number."""
+def _judge(
+    run: "LoadedRun", task: JudgesFiles, utterances: Sequence[Utterance], folder: Path, names: Mapping[str, str]
+) -> dict[str, Any]:
+    """A few files after the other, so that memory does not grow with their number.
+
+    Args:
+        names: id of an utterance -> what its result is called.
+    """
     found: dict[str, Any] = {}
     refused: dict[str, str] = {}
     with progress(f"Applying {run.task.name}", len(utterances), unit="files") as advance, torch.no_grad():
-        for first in range(0, len(utterances), GROUP):
-            group = utterances[first : first + GROUP]
+        for group in _groups(utterances):
+            called = {u.path: names[u.id] for u in group}
             with TemporaryDirectory(prefix="speechssl-") as prepared_audio:
                 prepared = task.prepare_files(group, Path(prepared_audio))
                 bad: dict[str, str] = {}
                 features = run.features(prepared.utterances, bad=bad)
-            refused |= prepared.refused
-            refused |= {u.labels["file"]: bad[u.id] for u in prepared.utterances if u.id in bad}
-            heard = [u for u in prepared.utterances if u.labels["file"] not in refused]
-            if heard:
-                found.update(run.task.infer(run.probe.head, features, heard, run.data, folder))
+            left_out = {**prepared.refused, **{u.labels["file"]: bad[u.id] for u in prepared.utterances if u.id in bad}}
+            heard = [u for u in prepared.utterances if u.labels["file"] not in left_out]
+            told = run.task.infer(run.probe.head, features, heard, run.data, folder) if heard else {}
+            found |= {called[path]: one for path, one in told.items()}
+            refused |= {called[path]: sentence for path, sentence in left_out.items()}
             advance(len(group))
     if refused and not found:
         more = f" {len(refused) - 1} more files can't be judged either." if len(refused) > 1 else ""
         raise AudioError(f"{next(iter(refused.values()))}{more}")
     for sentence in refused.values():
         logger.warning("Not judged: %s", sentence)
-    return {path: found.get(path, {"error": refused.get(path)}) for path in dict.fromkeys(u.path for u in utterances)}
+    return {name: found[name] if name in found else {"error": refused[name]} for name in names.values()}
+
+
+def _groups(utterances: Sequence[Utterance]) -> Iterator[list[Utterance]]:
+    """Some at a time, each of another file: what is found is told by file."""
+    group: dict[str, Utterance] = {}
+    for utterance in utterances:
+        if len(group) == GROUP or utterance.path in group:
+            yield list(group.values())
+            group = {}
+        group[utterance.path] = utterance
+    if group:
+        yield list(group.values())
 
 
 @dataclass(frozen=True)
