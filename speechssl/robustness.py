@@ -28,11 +28,11 @@ from speechssl.devices import resolve_devices
 from speechssl.errors import ConfigError, ManifestError, UnknownNameError
 from speechssl.files import replacing
 from speechssl.inference import LoadedRun, load_run
-from speechssl.jobs import RunOptions
+from speechssl.jobs import RunOptions, prepare_data
 from speechssl.predicting import predict
 from speechssl.progress import Advance, progress
-from speechssl.result import MetricValue, load_result
-from speechssl.task import TaskData, take_share
+from speechssl.result import MetricValue, RunResult, load_result
+from speechssl.task import TaskData
 from speechssl.types import Utterance
 
 logger = logging.getLogger(__name__)
@@ -85,17 +85,13 @@ def measure_robustness(
     options = options or RunOptions()
     begin = time.perf_counter()
     result = load_result(folder)
+    check_corpus(folder, result, corpus)
     run = load_run(folder, upstream=upstream, device=str(resolve_devices(options.devices)[0]))
     if not run.task.labels_whole:
         raise ConfigError(
             f"The labels of '{run.task.name}' would not fit audio that was delayed or cut: name other runs."
         )
-    if result.corpus.get("fingerprint") != corpus.fingerprint:
-        raise ManifestError(
-            f"{folder} was made on another corpus than {corpus.root}: give `--corpus` the folder of "
-            f"'{result.corpus.get('name')}', fingerprint {result.corpus.get('fingerprint')}."
-        )
-    data = take_share(run.task.prepare(corpus), run.task.config.subset)
+    data = prepare_data(run.task, corpus)
     tested = replace(data, splits={**data.splits, "test": _chosen(data.splits["test"], limit)})
     total = len(wanted) * len(tested.splits["test"])
     found: dict[str, Metrics] = {}
@@ -107,8 +103,22 @@ def measure_robustness(
             clean = predictions if name == CLEAN else clean
             found[name] = {**measured.metrics, **_change(clean, predictions)}
     robustness = Robustness(found, time.perf_counter() - begin)
-    _write(robustness, folder)
+    _write(robustness, folder, result)
     return robustness
+
+
+def check_corpus(folder: Path, result: RunResult, corpus: Corpus) -> None:
+    """Sees that a run was made on a corpus.
+
+    Raises:
+        ManifestError: it was made on another one.
+    """
+    if result.corpus.get("fingerprint") != corpus.fingerprint:
+        raise ManifestError(
+            f"{folder} was made on another corpus than {corpus.root}, or without its bad files (`--skip-bad`): give "
+            f"`--set corpus=` the folder of '{result.corpus.get('name')}', fingerprint "
+            f"{result.corpus.get('fingerprint')}."
+        )
 
 
 def _chosen(test: Sequence[Utterance], limit: int | None) -> Sequence[Utterance]:
@@ -171,12 +181,12 @@ def _change(clean: Mapping[str, Any], predictions: Mapping[str, Any]) -> Metrics
     return {CHANGE: MetricValue(sum(moved) / len(moved), len(moved))}
 
 
-def _write(robustness: Robustness, folder: Path) -> None:
+def _write(robustness: Robustness, folder: Path, result: RunResult) -> None:
     conditions = {
         name: {"about": DISTURBANCES[name].about, "metrics": {m: asdict(v) for m, v in metrics.items()}}
         for name, metrics in robustness.conditions.items()
     }
-    content = {"format": FORMAT, "conditions": conditions, "seconds": robustness.seconds}
+    content = {"format": FORMAT, "run": result.date, "conditions": conditions, "seconds": robustness.seconds}
     with replacing(folder / FILE) as partial:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -185,7 +195,7 @@ def read_robustness(folder: Path) -> Robustness | None:
     """What `measure_robustness` wrote; None where nothing was measured.
 
     Raises:
-        ManifestError: the file can't be read.
+        ManifestError: the file can't be read, or is about a run that another one has replaced.
     """
     path = folder / FILE
     if not path.is_file():
@@ -196,6 +206,9 @@ def read_robustness(folder: Path) -> Robustness | None:
             str(name): {str(m): MetricValue(**v) for m, v in one["metrics"].items()}
             for name, one in raw["conditions"].items()
         }
-        return Robustness(conditions, float(raw["seconds"]))
+        found, made = Robustness(conditions, float(raw["seconds"])), raw["run"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ManifestError(f"{path} can't be read ({error}): run `speechssl score robustness` again.") from error
+    if made != load_result(folder).date:
+        raise ManifestError(f"{path} is about an earlier run than {folder}: run `speechssl score robustness` again.")
+    return found

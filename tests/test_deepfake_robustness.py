@@ -125,6 +125,16 @@ def test_a_second_test_computes_no_feature_again(tested: Path, tiny_corpus: Path
     assert kept is not None and kept.conditions == again.conditions
 
 
+def test_a_test_of_an_earlier_run_is_no_test_of_the_one_that_took_its_place(tested: Path, tmp_path: Path) -> None:
+    shutil.copytree(tested, tmp_path / "run")
+    dataclasses.replace(load_result(tested), date="2000-01-01T00:00:00+00:00").save(tmp_path / "run")
+    with pytest.raises(ManifestError, match="about an earlier run than"):
+        read_robustness(tmp_path / "run")
+    problems: list[str] = []
+    runs = collect([tmp_path / "run"]).runs
+    assert robustness_tables(group_runs([run.result for run in runs]), runs, problems) == [] and len(problems) == 1
+
+
 def test_runs_that_can_not_be_tested_are_refused(tested: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     corpus = open_corpus(tiny_corpus)
     with pytest.raises(UnknownNameError, match="noise_5"):

@@ -33,13 +33,15 @@ def score_robustness(
     from speechssl.report.collect import collect
     from speechssl.report.robustness import robustness_tables
     from speechssl.report.summary import by_task, group_runs
-    from speechssl.robustness import FILE, measure_robustness
+    from speechssl.robustness import FILE, check_corpus, measure_robustness
 
     given = _settings(settings)
     runs = [run for run in collect(folders).runs if is_run(run.folder)]
     if not runs:
         raise ManifestError(f"{', '.join(map(str, folders))} holds no finished run: name what `speechssl run` wrote.")
-    corpus = open_corpus(given.get("corpus", "data/demo"))
+    corpus = open_corpus(given.get("corpus", "data/demo")).needing_audio()
+    for run in runs:  # all before the first is measured
+        check_corpus(run.folder, run.result, corpus)
     names = [name.strip() for text in conditions for name in text.split(",") if name.strip()]
     for run in runs:
         measure_robustness(
