@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 
+from speechssl.abilities import Disturbs
 from speechssl.adapt.adaptable import Adaptable, heard_layers
 from speechssl.adapt.live import Wanted
 from speechssl.cache import FeatureCache
@@ -160,6 +161,7 @@ def compute_features(upstream: Upstream, task: Task, data: TaskData, options: Ru
         unique,
         keep=partial(keeper.keep, dtype="float32"),
         skip_bad=options.skip_bad,
+        disturbed=isinstance(task, Disturbs) and task.disturbance() is not None,
     )
 
 

@@ -130,6 +130,7 @@ def test_an_upstream_that_learns_from_the_waveform_hears_it_otherwise_at_each_vi
 
     with pytest.raises(SpeechsslError, match="is computed once, so that audio"):
         train()
+    assert not list(tmp_path.rglob("*.bin"))  # before anything is computed to be kept
     train("adapt.cache=false")
     seeds = [seed for _, seed in drawn if seed is not None]
     assert len(seeds) >= 10 and len(set(seeds)) == len(seeds)

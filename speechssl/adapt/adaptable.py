@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from speechssl.adapt.config import AdaptConfig
-from speechssl.adapt.live import LiveFeatures, Wanted
+from speechssl.adapt.live import LiveFeatures, Wanted, heard_once
 from speechssl.adapt.methods import adapt
 from speechssl.adapt.perturb import check_perturbations
 from speechssl.adapt.start import FrontendUpstream, Start, find_start
@@ -59,6 +59,7 @@ class Adaptable:
         *,
         keep: Keep,
         skip_bad: bool,
+        disturbed: bool = False,
     ) -> None:
         """
         Args:
@@ -66,9 +67,10 @@ class Adaptable:
             config: of the first adaptation, for which what can be kept is computed here.
             utterances: id -> utterance, of all splits.
             skip_bad: leaves out bad files, see `bad`.
+            disturbed: audio is to be disturbed anew at each visit, so that nothing can be kept.
 
         Raises:
-            ConfigError: the method does not fit the upstream.
+            ConfigError: the method does not fit the upstream, or keeps what is to be disturbed.
             SpeechsslError: layers of different widths.
         """
         self.upstream, self.wanted, self.utterances = upstream, wanted, utterances
@@ -79,7 +81,7 @@ class Adaptable:
                 "`features.layers` of one width."
             )
         self.layers, self.hidden_size = wanted.layers, widths[0]
-        self._keep = keep
+        self._keep, self._disturbed = keep, disturbed
         self._stores: dict[Start, FeatureStore] = {}
         self._last: FeatureStore | None = None
         self.bad: dict[str, str] = {}
@@ -101,6 +103,8 @@ class Adaptable:
         check_perturbations(self.upstream, config)
         adapted = adapt(copy.deepcopy(self.upstream), config, seed=seed, deepest=max(self.layers))
         start = find_start(adapted, config, self.layers)
+        if self._disturbed and start.kind != "waveform":  # said before hours are spent on what is kept
+            raise heard_once(self.upstream.name)
         store = None if start.kind == "waveform" else self._store(start)
         teacher = self._teacher(start) if config.method == "distill" else None
         return LiveFeatures(adapted, config, self.wanted, self.utterances, start=start, store=store, teacher=teacher)

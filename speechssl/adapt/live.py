@@ -45,6 +45,14 @@ class Wanted:
     """Seconds to which training utterances are cropped; None = they are not."""
 
 
+def heard_once(upstream: str) -> ConfigError:
+    """What is wrong where audio is to be disturbed anew, and what is made of it is kept."""
+    return ConfigError(
+        f"What lies below the trained weights of '{upstream}' is computed once, so that audio can't be disturbed "
+        "anew at each visit: set `adapt.cache=false`."
+    )
+
+
 class LiveFeatures:
     """What stands for a `FeatureStore` where the upstream is trained."""
 
@@ -134,10 +142,7 @@ class LiveFeatures:
             ConfigError: what lies below is kept, and heard once.
         """
         if self._reader is None:
-            raise ConfigError(
-                f"What lies below the trained weights of '{self.adapted.upstream.name}' is computed once, so that "
-                "audio can't be disturbed anew at each visit: set `adapt.cache=false`."
-            )
+            raise heard_once(self.adapted.upstream.name)
         self._reader.disturb = disturb
 
     def prefetch(self, utterances: Sequence[Utterance]) -> None:
