@@ -70,7 +70,7 @@ def _turned(cells: Cells, keys: int) -> Cells:
 def _divide(cells: Cells, width: int, keys: int) -> list[Cells]:
     """Tables with as many of the columns as fit, at least one, behind those that name the rows."""
     widths = [_width([[row[k]] for row in cells]) - 1 for k in range(len(cells[0]))]
-    tables: list[list[int]] = []
+    tables: list[list[int]] = [] if len(widths) > keys else [[*range(keys)]]
     room = 0
     for column in range(keys, len(widths)):
         if not tables or widths[column] > room:

@@ -57,6 +57,13 @@ def test_many_runs_with_few_metrics_keep_their_rows_in_several_tables() -> None:
     assert all(len(values([line])) <= 2 for line in lines)
 
 
+@pytest.mark.parametrize(
+    "table", [FittingTable("t", ["a name", "another"], []), FittingTable("t", ["a name"], [["x" * 9]])]
+)
+def test_a_table_without_rows_or_values_still_has_its_names(table: FittingTable) -> None:
+    assert "name" in "".join(printed(table, 8)).replace("│", "").replace("┃", "").replace(" ", "")
+
+
 def test_a_console_narrower_than_one_column_folds_its_cells() -> None:
     lines = printed(results(1, 1), 24)
     assert max(map(len, lines)) <= 24 and "…" not in "".join(lines)
