@@ -148,9 +148,13 @@ def test_attacks_face_all_real_speech_and_codecs_their_own(tmp_path: Path) -> No
     assert (metrics["eer"].n, metrics["eer_unseen"].n) == (10, 8)
 
 
-def test_no_fakes_are_made_of_a_corpus_that_has_its_own(corpora: dict[str, Path]) -> None:
-    with pytest.raises(ConfigError, match=r"has spoofed speech of its own: run deepfake_detection_labelled"):
-        DeepfakeDetection(PRESETS["deepfake_detection"]).prepare(open_corpus(corpora["asvspoof2019_la"]))
+def test_no_fakes_are_made_of_a_corpus_that_has_its_own(corpora: dict[str, Path], tmp_path: Path) -> None:
+    put_audio(tmp_path / "source" / "a.wav")
+    put_list(tmp_path / "source" / "mine.csv", ["path,split,attack", "a.wav,train,tts"])  # that is enough to tell
+    prepare_corpus("table", tmp_path / "source", tmp_path / "out")
+    for root in (corpora["asvspoof2019_la"], tmp_path / "out"):
+        with pytest.raises(ConfigError, match=r"has spoofed speech of its own: run deepfake_detection_labelled"):
+            DeepfakeDetection(PRESETS["deepfake_detection"]).prepare(open_corpus(root))
 
 
 def test_a_corpus_without_training_is_for_test_corpora(corpora: dict[str, Path]) -> None:

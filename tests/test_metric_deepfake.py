@@ -228,7 +228,7 @@ def test_intervals_of_few_trials_are_those_of_the_plain_bootstrap() -> None:
 
 def test_cells_of_many_trials_give_the_intervals_of_the_trials() -> None:
     rng = np.random.default_rng(1)
-    target, nontarget = rng.normal(2, 1, 3_000), rng.normal(0, 1, 9_000)
+    target, nontarget = rng.normal(2, 1, 1_500), rng.normal(0, 1, 4_500)
     assert target.size + nontarget.size > 5 * POINTS
     low, high = equal_error_rate_interval(target, nontarget, replicates=2000)
     drawn = DetectionBootstrap(target, nontarget, costs=[(0.95, 0.5)], replicates=2000, seed=1)
@@ -239,7 +239,7 @@ def test_cells_of_many_trials_give_the_intervals_of_the_trials() -> None:
     # Standard errors of the two rates at that threshold give the width but for the choice of the threshold itself.
     curve = [(np.mean(target <= t), np.mean(nontarget > t)) for t in np.linspace(-1, 3, 400)]
     miss, alarm = min(curve, key=lambda p: 0.95 * p[0] + 0.5 * p[1])
-    spread = math.hypot(1.9 * math.sqrt(miss * (1 - miss) / 3_000), math.sqrt(alarm * (1 - alarm) / 9_000))
+    spread = math.hypot(1.9 * math.sqrt(miss * (1 - miss) / 1_500), math.sqrt(alarm * (1 - alarm) / 4_500))
     assert ends[1] - ends[0] == pytest.approx(2 * 1.96 * spread, rel=0.12)
 
 

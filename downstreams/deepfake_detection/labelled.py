@@ -81,10 +81,10 @@ def refuse_labelled(corpus: Corpus) -> None:
     """Sees that no spoofed speech is made from a corpus that has its own.
 
     Raises:
-        ConfigError: the utterances have keys.
+        ConfigError: the utterances have keys, or say which attack made them.
     """
     told = corpus.info.get("splits", {})
-    if any("key" in split.get("labels", ()) for split in told.values()):
+    if any({"key", "attack"} & set(split.get("labels", ())) for split in told.values()):
         raise ConfigError(
             f"The corpus {corpus.root} has spoofed speech of its own: run deepfake_detection_labelled, or set "
             "`labels=corpus`."
