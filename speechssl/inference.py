@@ -284,10 +284,16 @@ def _read(folder: Path) -> dict[str, Any]:
         raise ManifestError(f"{path} can't be read ({error}): run the task again.") from error
 
 
+def rebuild_task(name: str, settings: Mapping[str, Any]) -> Task:
+    """The task of a run, with the settings that were saved."""
+    presets = task_module(name, "config").PRESETS
+    config = from_dict(next(iter(presets.values())), settings, origin=FILE)
+    task: Task = task_module(name, "task").TASK(config)
+    return task
+
+
 def _rebuild(saved: dict[str, Any]) -> tuple[Task, TaskData, Probe]:
-    presets = task_module(saved["task"], "config").PRESETS
-    config = from_dict(next(iter(presets.values())), saved["config"], origin=FILE)
-    task: Task = task_module(saved["task"], "task").TASK(config)
+    task = rebuild_task(saved["task"], saved["config"])
     data = task.restore(saved["state"])
     probe = build_probe(
         task,

@@ -19,13 +19,14 @@ from speechssl.cache import FeatureCache
 from speechssl.cli import main
 from speechssl.data.corpus import open_corpus
 from speechssl.errors import ConfigError, ManifestError, SpeechsslError, UnknownNameError
-from speechssl.jobs import RunOptions
+from speechssl.jobs import RunOptions, plain
 from speechssl.report.collect import collect
 from speechssl.report.cues import cues_table
 from speechssl.report.robustness import robustness_tables
 from speechssl.report.summary import group_runs
 from speechssl.result import load_result
 from speechssl.robustness import CHANGE, measure_robustness, read_robustness
+from speechssl.runner import resolve_config
 from speechssl.task import TaskData
 from speechssl.types import Utterance
 
@@ -146,15 +147,21 @@ def test_runs_that_can_not_be_tested_are_refused(tested: Path, tiny_corpus: Path
 
 
 def test_the_command_writes_what_the_report_shows(
-    tested: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(tested, tmp_path / "run", ignore=shutil.ignore_patterns("robustness*"))
+    tested: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    for name in ("run", "other"):
+        shutil.copytree(tested, tmp_path / name, ignore=shutil.ignore_patterns("robustness*"))
+    other = dataclasses.replace(load_result(tested), task="asr", config=plain(resolve_config("asr_demo")[1]))
+    other.save(tmp_path / "other")
     settings = [f"corpus={tiny_corpus}", "limit=20", f"cache={tested.parents[2] / 'cache'}"]
     with pytest.raises(SystemExit) as end:
-        main(["score", "robustness", str(tmp_path / "run"), "-m", "louder,mp3", *(f"--set={s}" for s in settings)])
+        main(["score", "robustness", str(tmp_path), "-m", "louder,mp3", *(f"--set={s}" for s in settings)])
     assert end.value.code == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     assert "Robustness: EER" in printed and "Mp3" in printed and "False acceptance" in printed
+    assert "Left out: 1 runs of tasks" in caplog.text and "(asr)" in caplog.text
+    assert read_robustness(tmp_path / "other") is None
     found = read_robustness(tmp_path / "run")
     assert found is not None and list(found.conditions) == [CLEAN, "mp3", "louder"]
     assert found.conditions["mp3"][CHANGE].n == 20

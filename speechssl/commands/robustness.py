@@ -1,11 +1,13 @@
 """`speechssl score robustness`: finished runs under disturbances of their test set."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from speechssl.errors import ConfigError, ManifestError, UnknownNameError
-from speechssl.inference import is_run
+from speechssl.inference import is_run, rebuild_task
 
+logger = logging.getLogger(__name__)
 NAME = "robustness"
 """What stands in place of a task."""
 SETTINGS = {
@@ -39,8 +41,15 @@ def score_robustness(
     runs = [run for run in collect(folders).runs if is_run(run.folder)]
     if not runs:
         raise ManifestError(f"{', '.join(map(str, folders))} holds no finished run: name what `speechssl run` wrote.")
+    # All that can be wrong with a run is looked for before the first is measured.
+    fitting = [run for run in runs if rebuild_task(run.result.task, run.result.config).labels_whole]
+    if fitting and len(fitting) < len(runs):
+        others = sorted({run.result.task for run in runs} - {run.result.task for run in fitting})
+        message = "Left out: %d runs of tasks whose labels would not fit audio that was delayed or cut (%s)"
+        logger.warning(message, len(runs) - len(fitting), ", ".join(others))
+    runs = fitting or runs
     corpus = open_corpus(given.get("corpus", "data/demo")).needing_audio()
-    for run in runs:  # all before the first is measured
+    for run in runs:
         check_corpus(run.folder, run.result, corpus)
     names = [name.strip() for text in conditions for name in text.split(",") if name.strip()]
     for run in runs:
