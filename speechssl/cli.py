@@ -20,7 +20,7 @@ from speechssl.files import disk_full
 from speechssl.memory import keep_freed_memory
 
 VERBS = {
-    "list": "List upstreams and tasks.",
+    "list": "List upstreams and tasks, or what can be set of a task.",
     "prepare": "Prepare the demo corpus or a published one, or count what is missing of it.",
     "extract": "Extract features of audio files with an upstream.",
     "cluster": "Fit k-means on features and label a corpus with it.",
@@ -28,7 +28,7 @@ VERBS = {
     "vocoder": "Train a vocoder on a corpus.",
     "run": "Train and evaluate a task on top of an upstream.",
     "infer": "Apply a trained task to your own files.",
-    "score": "Measure finished conversions, whoever made them.",
+    "score": "Measure conversions or a detector's scores, whoever made them, or runs under disturbances.",
     "report": "Write one HTML page about finished runs.",
     "export": "Write a pre-trained checkpoint as an upstream folder.",
     "cache": "Show or trim the feature cache.",
