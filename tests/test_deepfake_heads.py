@@ -169,9 +169,9 @@ def test_linear_cepstra_are_those_of_the_slow_reference(name: str, settings: dic
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
 
-def test_the_window_and_a_projection_are_settings_of_the_new_heads() -> None:
+def test_the_window_is_a_setting_of_all_heads_and_a_projection_of_one() -> None:
     x, lengths = batch(10, (50, 21))
-    for head in ("scalable_aasist", "conformer", "lcnn", "gmm"):
+    for head in ("statistics", "scalable_aasist", "conformer", "lcnn", "gmm"):
         config = load_config(PRESETS["deepfake_detection"], overrides=[*HEADS[head], "head.window=0.4"])
         network = drawn(build_detector(config, 10, frame_rate=50.0))
         assert isinstance(network, Detector)

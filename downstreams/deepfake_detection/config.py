@@ -72,7 +72,7 @@ class HeadConfig:
 
     kind: Kind = "statistics"
     window: float | None = None
-    """Seconds that a published network hears of each utterance: the first ones, repeated where there are fewer. None =
+    """Seconds that a network hears of each utterance: the first ones, repeated where there are fewer. None =
     all of it. Published systems cut and repeat waveforms, to 64,600 samples or 4.0375 s; here it is their frames."""
     aasist: AasistConfig = field(default_factory=AasistConfig)
     scalable_aasist: ScalableAasistConfig = field(default_factory=ScalableAasistConfig)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from downstreams.deepfake_detection.backends.window import fit_frames
 from speechssl.head.standardise import Standardise
 from speechssl.lengths import lengths_to_padding_mask
 
@@ -86,6 +87,7 @@ class DetectionHead(Detector):
         dropout: float,
         center: bool = False,
         standardise: bool = False,
+        window: int | None = None,
     ) -> None:
         """
         Args:
@@ -95,8 +97,10 @@ class DetectionHead(Detector):
             attention: width of the network that weighs the frames.
             center: whether each utterance's mean over time is taken away first.
             standardise: whether each dimension is brought to one scale, see `speechssl.head.standardise`.
+            window: frames that utterances are cut or repeated to; None = as they are.
         """
         super().__init__()
+        self.window = window
         self.center = center
         self.standardise = Standardise(size) if standardise else None
         self.project = nn.Sequential(nn.Conv1d(size, width, kernel, padding=kernel // 2), nn.ReLU())
@@ -107,6 +111,7 @@ class DetectionHead(Detector):
 
     @override
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        features, lengths = fit_frames(features, lengths, least=1, window=self.window)
         # Frames beyond `lengths` are 0, as the convolution's own padding is: batch = single.
         padding = lengths_to_padding_mask(lengths, features.size(1))[:, :, None]  # (B, T, 1)
         if self.center:

@@ -46,7 +46,7 @@ def build_detector(  # noqa: PLR0911  one for each kind
         case "gmm":
             return _gmm(config, size, window)
         case "statistics":
-            return _statistics(config, size)
+            return _statistics(config, size, window)
         case _:
             raise UnknownNameError("`head.kind`", head.kind, get_args(Kind))
 
@@ -84,7 +84,7 @@ def _gmm(config: DeepfakeConfig, size: int, window: int | None) -> MixtureDetect
     return MixtureDetector(size, config=config.head.gmm, window=window)
 
 
-def _statistics(config: DeepfakeConfig, size: int) -> DetectionHead:
+def _statistics(config: DeepfakeConfig, size: int, window: int | None) -> DetectionHead:
     head = config.head
     return DetectionHead(
         size,
@@ -94,4 +94,5 @@ def _statistics(config: DeepfakeConfig, size: int) -> DetectionHead:
         dropout=head.dropout,
         center=head.center,
         standardise=head.standardise,
+        window=window,
     )
