@@ -4,8 +4,10 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -243,7 +245,16 @@ def _start_worker(steps: Any, devices: Any) -> None:
     _steps, _devices = steps, devices.get()
     # Ctrl-C reaches the whole group: the parent says so, workers just end.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, name="speechssl-parent", daemon=True).start()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would train on for hours, beside the run that resumes its own."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _execute_alone(job: Job, execute: _Execute[T]) -> T:

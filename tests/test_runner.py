@@ -4,6 +4,9 @@ import copy
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -491,3 +494,33 @@ def test_recent_frames_stay_in_memory_within_bounds(
     store.get_all(ids)
     assert len(store._recent) < 3
     assert torch.equal(store.get(ids[4]), stored.get(ids[4]))
+
+
+WORKER = """
+import multiprocessing, os, time
+from speechssl.jobs import _start_worker
+def work(devices):
+    _start_worker(None, devices)
+    print(os.getpid(), flush=True)
+    time.sleep(120)
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    devices = context.Queue()
+    devices.put("cpu")
+    context.Process(target=work, args=(devices,)).start()
+    time.sleep(120)
+"""
+
+
+def test_workers_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(WORKER)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+        # The pipe closes when the last process that holds it has ended.
+        ended = threading.Thread(target=parent.stdout.read)
+        ended.start()
+        ended.join(timeout=30)
+        assert not ended.is_alive(), f"process {worker} goes on"
