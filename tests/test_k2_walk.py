@@ -109,3 +109,13 @@ def test_a_lattice_without_an_end_has_no_path(tmp_path: Path) -> None:
     assert Walk(arcs, WORDS, grammar, 1.0, histories=10)(0, len(arcs.to) - 3, []).arcs == []
     assert Walk(arcs, WORDS, grammar, 1.0, histories=10)(0, 0, []).arcs == []
     assert math.isfinite(Walk(arcs, WORDS, grammar, -1.0, histories=10)(0, len(arcs.to), []).language)
+
+
+def test_no_word_adds_more_than_the_most_also_where_one_length_of_history_pays_twice() -> None:
+    grams = ["a", "b", "c", "</s>", "a b", "b c", "a b a"]
+    weights = {"a b": 2.0, "b c": 2.0}  # gains; (a, b) is left before c, and nothing continues (b, c)
+    ngrams = {tuple(gram.split()): (-1.0, weights.get(gram, 0.0)) for gram in grams}
+    grammar = NgramModel(3, ngrams, frozenset([(), ("a",), ("b",), ("a", "b")]))
+    gain, after = grammar.advance(("a", "b"), "c")
+    assert (gain, after) == (3.0, ())
+    assert grammar.most(["c"])[0] >= gain

@@ -12,6 +12,7 @@ Needs nothing but Python, since it also runs in the environment of k2.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from speechssl.errors import ManifestError, SpeechsslError
@@ -67,12 +68,22 @@ class NgramModel:
 
     def most(self, words: Sequence[str]) -> list[float]:
         """The most that each word (or END) can add to the score of a sentence, whatever stands before it."""
+        best, gained = self._most
+        return [best.get(word, best.get(UNKNOWN, -math.inf)) + gained for word in words]
+
+    @cached_property
+    def _most(self) -> tuple[Mapping[str, float], float]:
+        """Word -> its largest log probability; and the most that weights paid with a word can add, mostly 0.
+
+        It looks at every n-gram, and is asked for with each batch of lattices.
+        """
         best: dict[str, float] = {}
         weights = [0.0] * self.order
         for gram, (log_prob, weight) in self.ngrams.items():
             best[gram[-1]] = max(log_prob, best.get(gram[-1], -math.inf))
             weights[len(gram) - 1] = max(weight, weights[len(gram) - 1])
-        return [best.get(word, best.get(UNKNOWN, -math.inf)) + sum(weights) for word in words]
+        # One length may be paid twice: for the history that is left, and for the n-gram that nothing continues.
+        return best, sum(weights) + max(weights)
 
     def score(self, sentence: Sequence[str]) -> float:
         """Log probability of a sentence, its end included."""
