@@ -88,13 +88,15 @@ def test_level_and_silence_do_not_change_what_infer_says(trained: Path, tiny_cor
     plain = soundfile.read(path, dtype="float32")[0]
     silence = np.zeros(RATE // 2, dtype=np.float32)
     forms = {"plain": plain, "soft": 0.05 * plain, "silence": np.concatenate([silence, plain, silence[:777]])}
+    forms["offset"] = 0.5 * forms["silence"] + 0.1
     for name, waveform in forms.items():
         soundfile.write(tmp_path / f"{name}.wav", waveform, RATE, subtype="FLOAT")
     found = infer(trained, [tmp_path / f"{name}.wav" for name in forms])
     scores = {name: found[str(tmp_path / f"{name}.wav")]["score"] for name in forms}
     assert scores["silence"] == pytest.approx(scores["plain"], abs=0.01)
     # The codec of the conditioning decides by rounded numbers; the scores of the test set spread by more than 4.
-    assert scores["soft"] == pytest.approx(scores["plain"], abs=0.05)
+    for name in ("soft", "offset"):
+        assert scores[name] == pytest.approx(scores["plain"], abs=0.05)
 
 
 def test_less_speech_than_a_window_is_repeated_and_the_output_says_so(trained: Path, tmp_path: Path) -> None:

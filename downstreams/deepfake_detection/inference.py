@@ -99,9 +99,13 @@ def prepare_files(
 
 
 def _read(utterance: Utterance, config: DeepfakeConfig, *, strip: bool) -> tuple[float, Any]:
-    """Where the audio begins in the file, seconds, and (S,) at 16 kHz that holds speech."""
+    """Where the audio begins in the file, seconds, and (S,) at 16 kHz that holds speech.
+
+    With `strip` without zeros at the ends and without offset, which would count as level where silence and noise are.
+    """
     waveform = read_audio(utterance.path, sample_rate=SAMPLE_RATE, start=utterance.start, duration=utterance.duration)
     zeros, sound = drop_zeros(waveform)
+    sound = sound - (sound.mean() if sound.numel() else 0.0)
     reason = why_not(sound, config.spoof.conditioning.trim_db)
     if reason:
         raise AudioError(f"{utterance.path} {reason}.")
