@@ -151,6 +151,7 @@ def test_an_output_that_is_a_file_is_named_and_stays(
         (["cache", "--folder", "a_file"], "a_file is a file, but must be a folder"),
         (["run", *ASR, "--corpus", "corpus", "-o", "out", "--cache", "a_file"], "a_file can't be written"),
         (["infer", RUN, "corpus/audio/aa0-00.flac", "-o", "labels"], "labels is a folder"),
+        (["infer", RUN, "corpus/audio/aa0-00.flac", "--plot", "labels"], "labels is a folder: name"),
         (["infer", RUN, "corpus/audio/aa0-00.flac", "-o", "a_file/x.json"], "a_file is a file, but must be a folder"),
         (["infer", "a_file", "corpus/audio/aa0-00.flac"], "a_file holds no finished run"),
         (

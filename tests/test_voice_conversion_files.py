@@ -175,6 +175,7 @@ REFUSED = {
     "no voice": ([*CONVERT, "--source", "a.wav", "--out", "d.wav"], "`--voice b.wav c.wav`"),
     "no source": ([*CONVERT, "--voice", "b.wav"], "`--source a.wav --out d.wav`"),
     "no output": ([*CONVERT, "--source", "a.wav", "--voice", "b.wav"], "`--out d.wav`"),
+    "settings of files": ([*CONVERT, "--source", "a.wav", *TARGET, "--table"], "no `--set`, `--table` and `--plot`"),
     "stray file": ([*CONVERT, "x.wav", "--source", "a.wav", *TARGET], "x.wav has no place"),
     "nothing that converts": (["infer", "voice_conversion", "--source", "a.wav", *TARGET], "Say what converts"),
     "log-mel": ([*CONVERT[:3], "on_mel", "--source", "a.wav", *TARGET], "reads log-mel"),

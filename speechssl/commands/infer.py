@@ -100,8 +100,9 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     if not named and not given:
         if not files:
             raise ConfigError("Name audio files or folders after the run folder.")
-        if out is not None:  # before anything is computed
-            _check_out(out)
+        for path, kind, example in ((out, "JSON", "results.json"), (plot, "HTML", "page.html")):
+            if path is not None:  # before anything is computed
+                _check_out(path, kind, example)
         shown = table or plot is not None
         found = _apply(
             run_folder, files, out=out, settings=setting or (), shown=shown, upstream=upstream, device=device
@@ -112,6 +113,8 @@ def command(  # noqa: PLR0917  typer calls it by keyword
         raise ConfigError(
             f"A conversion takes its files by `--source` and `--voice`, so {files[0]} has no place: move it."
         )
+    if setting or table or plot is not None:
+        raise ConfigError("A conversion has no `--set`, `--table` and `--plot`: leave them out.")
     if not named:
         if run is not None:
             raise ConfigError(f"Two runs are named, {run_folder} and {run}: leave one out.")
@@ -133,9 +136,9 @@ def command(  # noqa: PLR0917  typer calls it by keyword
         _tell(kept, made)
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, kind: str, example: str) -> None:
     if out.is_dir():
-        raise SpeechsslError(f"The output {out} is a folder: name a JSON file, such as {out / 'results.json'}.")
+        raise SpeechsslError(f"The output {out} is a folder: name a file of type {kind}, such as {out / example}.")
     out.parent.mkdir(parents=True, exist_ok=True)
 
 
