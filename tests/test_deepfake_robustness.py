@@ -17,6 +17,7 @@ from speechssl.augment.codec import CODECS, code
 from speechssl.augment.disturbances import CLEAN, DISTURBANCES, disturb
 from speechssl.cache import FeatureCache
 from speechssl.cli import main
+from speechssl.commands.robustness import score_robustness
 from speechssl.data.corpus import open_corpus
 from speechssl.errors import ConfigError, ManifestError, SpeechsslError, UnknownNameError
 from speechssl.jobs import RunOptions, plain
@@ -144,6 +145,9 @@ def test_runs_that_can_not_be_tested_are_refused(tested: Path, tiny_corpus: Path
         measure_robustness(tested, dataclasses.replace(corpus, fingerprint="another"))
     with pytest.raises(SpeechsslError, match=r"no finished run|no result"):
         measure_robustness(tmp_path, corpus)
+    for setting, says in (("precision=half", "float32 or bf16"), ("limit=0", "number of utterances")):
+        with pytest.raises(ConfigError, match=says):
+            score_robustness([tested], conditions=[], settings=[setting], device="cpu")
 
 
 def test_the_command_writes_what_the_report_shows(

@@ -15,6 +15,7 @@ SETTINGS = {
     "limit": "test utterances that are heard; else all",
     "upstream": "where it is now, if it was moved",
     "cache": "folder of the feature cache",
+    "precision": "float32, or bf16 where the runs were made so",
 }
 
 
@@ -59,7 +60,11 @@ def score_robustness(
             conditions=names,
             limit=int(given["limit"]) if "limit" in given else None,
             upstream=given.get("upstream"),
-            options=RunOptions(cache_folder=given.get("cache"), devices=device),
+            options=RunOptions(
+                cache_folder=given.get("cache"),
+                devices=device,
+                precision="bf16" if given.get("precision") == "bf16" else "float32",
+            ),
         )
     console = Console()
     for groups in by_task(group_runs([run.result for run in runs])).values():
@@ -77,6 +82,8 @@ def _settings(texts: Sequence[str]) -> dict[str, str]:
     for name in given:
         if name not in SETTINGS:
             raise UnknownNameError("setting", name, SETTINGS)
+    if given.get("precision", "float32") not in ("float32", "bf16"):
+        raise ConfigError(f"`precision` must be float32 or bf16, but is '{given['precision']}'.")
     limit = given.get("limit", "1")
     if not limit.isdigit() or int(limit) < 1:
         raise ConfigError(f"`limit` must be a number of utterances, but is '{limit}'.")
