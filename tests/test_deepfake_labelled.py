@@ -10,8 +10,10 @@ import soundfile
 import spoof_trees as trees
 from corpus_trees import put_audio, put_list
 from safetensors.torch import load_file
+from torch import nn
 
 import speechssl
+from downstreams.deepfake_detection import labelled
 from downstreams.deepfake_detection.conditions import by_condition, evaluate_test
 from downstreams.deepfake_detection.config import PRESETS, DeepfakeConfig
 from downstreams.deepfake_detection.inference import calibrate
@@ -19,10 +21,11 @@ from downstreams.deepfake_detection.task import DeepfakeDetection
 from speechssl.config import load_config
 from speechssl.data.corpora.prepare import prepare_corpus
 from speechssl.data.corpus import Corpus, open_corpus
-from speechssl.errors import ConfigError, ManifestError
+from speechssl.errors import ConfigError, ManifestError, SpeechsslError
 from speechssl.metric.calibration import Calibration, actual_dcf, llr_cost, min_llr_cost
 from speechssl.metric.detection import equal_error_rate
 from speechssl.result import RunResult, load_result
+from speechssl.task import TaskData
 from speechssl.types import Utterance
 
 CORPORA = ("asvspoof2019_la", "asvspoof2021_la", "in_the_wild")
@@ -146,6 +149,20 @@ def test_attacks_face_all_real_speech_and_codecs_their_own(tmp_path: Path) -> No
     assert {name: value.value for name, value in found["eer by codec"].items()} == {"none": 0.0, "mp3": 0.0}
     metrics = evaluate_test(scored, 0.0, tmp_path).metrics
     assert (metrics["eer"].n, metrics["eer_unseen"].n) == (10, 8)
+    # A share of the test may hold one class alone of another corpus.
+    few = [
+        *scored,
+        *(_scored("small", a, 0.5) for a in ("A1", "A2")),
+        _scored("both", "A1", 0.5),
+        _scored("both", "bonafide", 1.5),
+    ]
+    rates = evaluate_test(few, 0.0, tmp_path).breakdown["eer by corpus"]
+    assert {name: value.n for name, value in rates.items()} == {"main": 10, "both": 2}
+    others = [one for one in few if one[0].labels["corpus"] != "main"]
+    data = TaskData({"test": [u for u, _ in others]}, {"tested": [labelled.Tested("main", "", "test", "", 10, 4)]})
+    with pytest.raises(SpeechsslError, match="None of the 4 utterances heard is of the test of 'main'"):
+        task = DeepfakeDetection(_config())
+        task.evaluate(nn.Identity(), {u.id: score for u, score in others}, data, "test", tmp_path)
 
 
 def test_no_fakes_are_made_of_a_corpus_that_has_its_own(corpora: dict[str, Path], tmp_path: Path) -> None:

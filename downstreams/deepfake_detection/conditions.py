@@ -43,9 +43,12 @@ def evaluate_test(scored: Scored, threshold: float, folder: Path) -> Evaluation:
     breakdown["false rejection by language"] = measure.acceptance_by("language", real, threshold, accepted=False)
     if others:
         sides = {name: measure.real_and_spoofed(part) for name, part in parts.items()}
+        for name in [name for name, side in sides.items() if not all(side)]:
+            logger.warning("Of %s one class alone was heard: it gets no rates", name)
+            del sides[name]
         breakdown["eer by corpus"] = {name: measure.eer(*side) for name, side in sides.items()}
         breakdown["min dcf by corpus"] = {name: measure.detection_cost(*side) for name, side in sides.items()}
-        for name in others:
+        for name in filter(sides.__contains__, others):
             breakdown |= {f"{name}: {what}": found for what, found in by_condition(parts[name]).items()}
     files = {"scores": "scores.tsv"} | {f"scores of {name}": f"scores_{name.replace(':', '_')}.tsv" for name in others}
     for name, file in zip(names, files.values(), strict=True):

@@ -190,6 +190,11 @@ class DeepfakeDetection(Task):
         if self.dev_scored:  # what calibration and fusion learn from; a finished run that is tested again heard no dev
             measure.write_scores(folder / "dev_scores.tsv", self.dev_scored)
         if self.config.labels == "corpus":
+            own = data.extra["tested"][0].name
+            if scored[0][0].labels["corpus"] != own:
+                raise SpeechsslError(
+                    f"None of the {len(scored)} utterances heard is of the test of '{own}': hear more."
+                )
             write_tested(folder / "corpora.json", data.extra["tested"])
             tested = conditions.evaluate_test(scored, float(_detection_head(head).threshold), folder)
         else:
