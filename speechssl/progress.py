@@ -69,9 +69,9 @@ def _lines(description: str, total: float, unit: str) -> Iterator[Advance]:
         if now - last >= LINE_EVERY:
             last = now
             rate = done / max(now - begin, 1e-9)
-            left = (total - done) / max(rate, 1e-9)
+            left = f" {(total - done) / rate:.0f} s left" if rate > 0 else ""
             print(
-                f"{description}: {100 * done / max(total, 1e-9):.0f} %, {rate:.1f} {unit}/s, {left:.0f} s left {note}",
+                f"{description}: {100 * done / max(total, 1e-9):.0f} %, {rate:.1f} {unit}/s,{left} {note}",
                 file=sys.stderr,
                 flush=True,
             )
