@@ -20,7 +20,7 @@ def test_the_family_of_the_contributing_page_keeps_every_law(tmp_path: Path) -> 
     for name, content in files:
         (tmp_path / name).write_text(content, encoding="utf-8")
     test = shutil.copy(ROOT / "tests/contracts/test_upstreams.py", tmp_path)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "recurrent", str(test)]
     ran = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
