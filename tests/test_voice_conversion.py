@@ -1,5 +1,7 @@
 """The voice conversion task: its plan, head, training and evaluation, on a tiny corpus and without the network."""
 
+import gzip
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,25 @@ def test_plan_is_the_same_every_time_and_has_no_pair_twice(tiny_corpus: Path) ->
     _, _, second = _data(tiny_corpus, SMALL)
     assert first.fingerprint() == second.fingerprint()
     assert len({p.id for p in first.pairs["test"]}) == len(first.pairs["test"]) == 5
+
+
+def test_targets_of_other_splits_are_people_whom_training_never_heard(tiny_corpus: Path, tmp_path: Path) -> None:
+    strangers = {"bb2", "bb3"}
+    shutil.copytree(tiny_corpus, tmp_path / "corpus")
+    for split in ("train", "dev", "test"):
+        manifest = tmp_path / "corpus" / "manifests" / f"{split}.jsonl.gz"
+        lines = gzip.decompress(manifest.read_bytes()).decode().splitlines(keepends=True)
+        kept = [line for line in lines if not any(f'"{name}"' in line for name in strangers)]
+        manifest.write_bytes(gzip.compress("".join(kept).encode()))
+    config = replace(SMALL, target_splits=("speaker_dev", "speaker_test"))
+    _, data, plan = _data(tmp_path / "corpus", config)
+    assert set(plan.targets) == strangers  # aa2 and aa3 of speaker_dev say something in train
+    assert not strangers & {u.labels["speaker"] for u in data.splits["train"]}
+    for target in plan.targets.values():
+        spoken = [u.id for u in (*target.reference, *target.profile, *target.held_out)]
+        assert target.held_out and len(set(spoken)) == len(spoken)
+    with pytest.raises(SpeechsslError, match=r"in 'speaker_dev' of .* beside"):
+        _data(tmp_path / "corpus", replace(config, target_splits=("speaker_dev",)))
 
 
 def test_corpus_without_the_language_is_an_error_that_says_so(tiny_corpus: Path) -> None:

@@ -68,9 +68,12 @@ class VoiceConversionConfig(TaskConfig):
     source_seconds: tuple[float, float] = (2.0, 5.0)
     """Shortest and longest source."""
     targets: int = 10
-    """Target speakers, those with the most train-split speech."""
+    """Target speakers, those with the most speech in `target_splits`."""
+    target_splits: tuple[str, ...] = ("train",)
+    """Where the targets' speech comes from. Splits other than `train` give targets that say nothing in `train`, so that
+    neither the head nor a vocoder trained there has heard them."""
     reference_seconds: float = 60.0
-    """Of each target's train-split speech that frames are taken from."""
+    """Of each target's speech that frames are taken from."""
     profile_utterances: int = 8
     """Of each target, outside the reference: what the judge of voices compares with."""
     dev_pairs: int = 20
@@ -93,6 +96,12 @@ class VoiceConversionConfig(TaskConfig):
             raise ConfigError(
                 f"`method=synthesis` without `synthesis.network.speaker` learns one voice, but `targets` is "
                 f"{self.targets}: set it to 1, and name the speaker in `target` if you like."
+            )
+        if not self.target_splits:
+            raise ConfigError("`target_splits` names no split: name one, such as 'train'.")
+        if self.any_to_one and self.target_splits != ("train",):
+            raise ConfigError(
+                "`target_splits` must be [train] for any-to-one conversion, which learns one voice."
             )
         if self.synthesis.adversarial.enabled and not self.any_to_one:
             raise ConfigError("`synthesis.adversarial` is of any-to-one conversion: set its weights to 0.")

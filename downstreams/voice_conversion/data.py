@@ -52,7 +52,7 @@ def _choose_plan(corpus: Corpus, splits: Mapping[str, Sequence[Utterance]], conf
             name: _with_known_voices(found, splits["train"], config, corpus.root) for name, found in sources.items()
         }
     speakers = sorted({str(u.labels["speaker"]) for found in sources.values() for u in found})
-    targets = _targets(splits, set(speakers), config, corpus.root)
+    targets = _targets(_speech_of_targets(corpus, splits, config), splits, set(speakers), config, corpus.root)
     known = {s: _spoken_by(s, splits["train"], config) for s in speakers}
     counts = {"dev": config.dev_pairs, "test": config.test_pairs}
     return Plan(targets, known, {name: _pairs(sources[name], targets, counts[name]) for name in SPLITS})
@@ -148,19 +148,36 @@ def _spoken_by(speaker: str, utterances: Iterable[Utterance], config: VoiceConve
     return tuple(shuffled(found)[: config.profile_utterances])
 
 
+def _speech_of_targets(
+    corpus: Corpus, splits: Mapping[str, Sequence[Utterance]], config: VoiceConversionConfig
+) -> list[Utterance]:
+    """What may be a target's reference: of other splits than 'train' only what people say who are not in 'train'."""
+    heard = {u.labels.get("speaker") for u in splits["train"]}
+    found: dict[str, Utterance] = {}
+    for name in config.target_splits:
+        spoken = splits["train"] if name == "train" else _long_enough(corpus, name)
+        found.update({u.id: u for u in spoken if name == "train" or u.labels.get("speaker") not in heard})
+    return list(found.values())
+
+
 def _targets(
-    splits: Mapping[str, Sequence[Utterance]], source_speakers: set[str], config: VoiceConversionConfig, root: Path
+    pool: Sequence[Utterance],
+    splits: Mapping[str, Sequence[Utterance]],
+    source_speakers: set[str],
+    config: VoiceConversionConfig,
+    root: Path,
 ) -> dict[str, Target]:
-    """The speakers with the most train-split speech, in that order; nobody is converted to a source's own voice."""
+    """The speakers with the most speech in the pool, in that order; nobody is converted to a source's own voice."""
     by_speaker: dict[str, list[Utterance]] = defaultdict(list)
-    for utterance in splits["train"]:
+    for utterance in pool:
         speaker = utterance.labels.get("speaker")
         if speaker and speaker not in source_speakers:
             by_speaker[str(speaker)].append(utterance)
+    where = " and ".join(f"'{name}'" for name in config.target_splits)
     if config.target is not None:
         if config.target not in by_speaker:
             raise SpeechsslError(
-                f"'{config.target}' can't be the `target`: 'train' of {root} has no speech of that name, or it is a "
+                f"'{config.target}' can't be the `target`: {where} of {root} has no speech of that name, or it is a "
                 f"source's. Name another, such as '{min(by_speaker, default='')}'."
             )
         by_speaker = {config.target: by_speaker[config.target]}
@@ -169,14 +186,16 @@ def _targets(
     for speaker in ranked[: config.targets]:
         spoken = shuffled(by_speaker[speaker])
         profile, rest = spoken[: config.profile_utterances], spoken[config.profile_utterances :]
-        reference = take(rest, config.reference_seconds)
         held_out = shuffled(u for name in SPLITS for u in splits[name] if u.labels.get("speaker") == speaker)
+        if not held_out:  # speakers of other splits: of what they say there
+            held_out, rest = rest[:2], rest[2:]
+        reference = take(rest, config.reference_seconds)
         if sum(map(duration_of, reference)) >= 0.9 * config.reference_seconds and held_out:
             targets[speaker] = Target(speaker, tuple(reference), tuple(profile), tuple(held_out[:2]))
     if not targets:
         raise SpeechsslError(
-            f"No speaker but the sources' has {config.reference_seconds:.0f} s of speech in 'train' of {root} beside "
-            f"{config.profile_utterances} profile utterances, and some in 'dev' or 'test': lower `reference_seconds`."
+            f"No speaker but the sources' has {config.reference_seconds:.0f} s of speech in {where} of {root} beside "
+            f"{config.profile_utterances} profile utterances and two for the bounds: lower `reference_seconds`."
         )
     lacking = [speaker for speaker in ranked[: config.targets] if speaker not in targets]
     if lacking:

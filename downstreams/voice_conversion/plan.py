@@ -17,11 +17,11 @@ class Target:
 
     speaker: str
     reference: tuple[Utterance, ...]
-    """Speech that frames are taken from: train-split, or of the split `reference` where the corpus has one."""
+    """Speech that frames are taken from: of `target_splits`, or of the split `reference` where the corpus has one."""
     profile: tuple[Utterance, ...]
     """Other speech from there: what the judge of voices compares with."""
     held_out: tuple[Utterance, ...]
-    """Dev- or test-split speech: for the bounds and for `mel_distance`."""
+    """Speech that is neither: for the bounds and for `mel_distance`."""
 
     @property
     def language(self) -> str:
