@@ -4,10 +4,11 @@
 "name": "hubert_base", "weights": where they came from, "config": the family's config}.
 """
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +21,7 @@ from speechssl.files import replacing
 from speechssl.pickled import read_pickled
 from speechssl.upstream import Upstream
 
+Module = TypeVar("Module", bound=nn.Module)
 FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -54,6 +56,20 @@ def save_folder(description: Mapping[str, Any], state: Mapping[str, Tensor], fol
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     write_json(folder / CONFIG_FILE, description)
+
+
+def with_half_weights(module: Module) -> Module:
+    """A copy whose weights are float16, in half the space: `load_weights` gives them to a module in its own type.
+
+    Raises:
+        SpeechsslError: a weight is too large for that.
+    """
+    halved = copy.deepcopy(module)
+    for name, weight in halved.named_parameters():
+        weight.data = weight.detach().to(torch.float16)
+        if not weight.isfinite().all():
+            raise SpeechsslError(f"'{name}' has values beyond float16: export without `half`.")
+    return halved
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

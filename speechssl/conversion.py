@@ -1,5 +1,7 @@
 """Voice conversion in three lines: `load_converter`, then `voice`, then `convert`.
 
+Without arguments `load_converter` takes what comes with the package.
+
 The task's own folder does it; what it promises is said here, so that this package need not know that folder.
 """
 
@@ -110,7 +112,7 @@ def load_converter(
             or vocoder name.
         layer: of kNN-VC; None = the one that the vocoder reads.
         vocoder: of kNN-VC, a folder of `speechssl vocoder`, or its 'prematch_g_02500000.pt' or 'g_02500000.pt'; of a
-            run, another one than it was evaluated with.
+            run, another one than it was evaluated with; None = the one that comes with the package, of kNN-VC.
         k: nearest frames that are averaged; None = as in the run, or 4.
         trim: whether silence at both ends of a target's recordings is cut off first; None = as published for kNN-VC
             (yes), and as evaluated for a run (no).
@@ -119,7 +121,7 @@ def load_converter(
 
     Raises:
         ManifestError: no finished run there.
-        ConfigError: too little is said, or what doesn't fit together.
+        ConfigError: what doesn't fit together.
         SpeechsslError: upstream or vocoder can't be loaded.
     """
     converter: Converter = task_module(TASK, "loading").make_converter(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from speechssl.checkpoint import CONFIG_FILE, read_json, save_folder, save_upstream, write_json
+from speechssl.checkpoint import CONFIG_FILE, read_json, save_folder, save_upstream, with_half_weights, write_json
 from speechssl.errors import SpeechsslError
 from speechssl.formats import TransformersFolder
 from speechssl.inference import is_run, load_adapted
@@ -60,7 +60,7 @@ def export_upstream(
         save_folder(made.description, made.state, out)
         write_json(out / "preprocessor_config.json", made.preprocessor)
     else:
-        saved = _with_half_weights(upstream) if half else copy.copy(upstream)
+        saved = with_half_weights(upstream) if half else copy.copy(upstream)
         saved.name = _own_name(name_or_folder)
         save_upstream(saved, out)
     return upstream
@@ -74,15 +74,6 @@ def _own_name(name_or_folder: str | Path) -> str:
     if (path / CONFIG_FILE).is_file():
         return str(read_json(path / CONFIG_FILE).get("name", path.name))
     return path.name if path.exists() else str(name_or_folder)
-
-
-def _with_half_weights(upstream: Upstream) -> Upstream:
-    halved = copy.deepcopy(upstream)
-    for name, weight in halved.named_parameters():
-        weight.data = weight.detach().to(torch.float16)
-        if not weight.isfinite().all():
-            raise SpeechsslError(f"'{name}' has values beyond float16: export without `half`.")
-    return halved
 
 
 def program_path(out: Path, to: Format) -> Path:

@@ -8,7 +8,7 @@ A family folder holds `config.py` with `PRESETS: dict[str, Config]` (public name
 and `model.py` with `build(config) -> Upstream`. A task folder holds `config.py` with `PRESETS` and `task.py` with
 `TASK`, a subclass of `speechssl.task.Task`; a folder with `suite.py` is no task but names several (`speechssl.suite`).
 A folder `upstreams/<name>/` with a `config.json` is no family but one upstream that comes with the package, weights and
-all, as `speechssl.checkpoint.save_upstream` wrote it.
+all, as `speechssl.checkpoint.save_upstream` wrote it; a vocoder on its features may be in `vocoder` there.
 """
 
 import importlib
@@ -89,6 +89,12 @@ def list_shipped() -> dict[str, Path]:
     """The upstreams that come with the package, weights and all: name -> folder."""
     ours = Path(__file__).resolve().parent.parent / "upstreams"
     return {path.parent.name: path.parent for path in sorted(ours.glob("*/config.json"))}
+
+
+def shipped_vocoders() -> dict[str, Path]:
+    """The vocoders that come with the package, in `vocoder` beside the upstream that each reads: its name -> folder."""
+    found = {name: folder / "vocoder" for name, folder in list_shipped().items()}
+    return {name: folder for name, folder in found.items() if (folder / "config.json").is_file()}
 
 
 def family_module(family: str, module: str) -> ModuleType:

@@ -177,7 +177,10 @@ REFUSED = {
     "no output": ([*CONVERT, "--source", "a.wav", "--voice", "b.wav"], "`--out d.wav`"),
     "settings of files": ([*CONVERT, "--source", "a.wav", *TARGET, "--table"], "no `--set`, `--table` and `--plot`"),
     "stray file": ([*CONVERT, "x.wav", "--source", "a.wav", *TARGET], "x.wav has no place"),
-    "nothing that converts": (["infer", "voice_conversion", "--source", "a.wav", *TARGET], "Say what converts"),
+    "nothing that converts": (
+        ["infer", "voice_conversion", "--upstream", "mfcc", "--source", "a.wav", *TARGET],
+        "reads features of 'mfcc' (`--vocoder VOCODER`",
+    ),
     "log-mel": ([*CONVERT[:3], "on_mel", "--source", "a.wav", *TARGET], "reads log-mel"),
     "vocoder by name": ([*CONVERT[:3], "hifigan", "--source", "a.wav", *TARGET], "hifigan reads log-mel"),
     "another upstream": ([*CONVERT[:3], "elsewhere", "--source", "a.wav", *TARGET], "another upstream than 'mfcc'"),

@@ -21,6 +21,7 @@ from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.forward import Precision
 from speechssl.inference import load_run
 from speechssl.loading import load_upstream
+from speechssl.registry import shipped_vocoders
 from speechssl.upstream import Upstream
 from speechssl.upstream_spec import parse_spec
 from speechssl.vocoder import FeatureSource, Vocoder, load_vocoder
@@ -52,12 +53,10 @@ def make_converter(
             run_folder, upstream, vocoder, k=k, trim=bool(trim), chunk=chunk, precision=precision, device=device
         )
     if vocoder is None:
-        raise ConfigError(
-            "Say what converts: a finished run (`--run RUN` of `speechssl run voice_conversion`), or a vocoder that "
-            "reads features (`--vocoder VOCODER`: a folder of `speechssl vocoder`, or kNN-VC's prematch_g_02500000.pt)."
-        )
-    known = str(vocoder) in NAMED and not Path(vocoder).exists()  # none of these reads features
-    loaded = None if known else load_vocoder(resolve_path(vocoder), precision=precision)
+        loaded: Vocoder | None = load_vocoder(_shipped_for(upstream), precision=precision)
+    else:
+        known = str(vocoder) in NAMED and not Path(vocoder).exists()  # none of these reads features
+        loaded = None if known else load_vocoder(resolve_path(vocoder), precision=precision)
     if loaded is None or loaded.source is None:
         raise ConfigError(
             f"The vocoder {vocoder} reads log-mel, which only the head of a run makes of features: add `--run RUN`, or "
@@ -105,6 +104,24 @@ def _from_run(
 
     encoder = encoder_of_run(run, chunk=chunk, precision=precision)
     return FrameConverter(encoder, speak, _to(task.vocoder, device), trim=trim)
+
+
+def _shipped_for(upstream: str | Path | Upstream | None) -> str:
+    """The name of the vocoder that comes with the package, on features of this upstream or else of its own.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    known = shipped_vocoders()
+    wanted = str(upstream.name if isinstance(upstream, Upstream) else upstream or next(iter(known), None))
+    if wanted in known:
+        logger.info("The upstream and vocoder '%s' convert, small ones that come with the package.", wanted)
+        return wanted
+    of = f" of '{wanted}'" if upstream else ""
+    raise ConfigError(
+        "Say what converts: a finished run (`--run RUN` of `speechssl run voice_conversion`), or a vocoder that reads "
+        f"features{of} (`--vocoder VOCODER`: a folder of `speechssl vocoder`, or kNN-VC's prematch_g_02500000.pt)."
+    )
 
 
 def _upstream_of(source: FeatureSource, upstream: str | Path | Upstream | None, device: str) -> Upstream:

@@ -25,7 +25,14 @@ def command(
     from rich.console import Console
     from rich.table import Table
 
-    from speechssl.registry import find_preset, list_families, list_shipped, list_tasks, list_upstreams
+    from speechssl.registry import (
+        find_preset,
+        list_families,
+        list_shipped,
+        list_tasks,
+        list_upstreams,
+        shipped_vocoders,
+    )
     from speechssl.suite import suite_names
 
     table = Table("kind", "names")
@@ -35,6 +42,8 @@ def command(
         table.add_row(f"upstream {family}", presets or f"{family}:NAME_OR_FOLDER")
     if shipped := list_shipped():
         table.add_row("of these, trained and shipped", ", ".join(shipped))
+    if vocoders := shipped_vocoders():
+        table.add_row("vocoders on their features, shipped", ", ".join(vocoders))
     table.add_row("tasks (see `speechssl list TASK`)", ", ".join(list_tasks()))
     table.add_row("suites of tasks", ", ".join(suite_names()))
     Console().print(table)

@@ -2,7 +2,8 @@
 
 `load_vocoder("hifigan")` is a ready universal HiFi-GAN; "griffin_lim" needs no weights; "auto" takes the first where it
 can be had and the second otherwise, and says so in the log. A path is a folder that `speechssl vocoder` wrote, or a
-public checkpoint of HiFi-GAN or kNN-VC. Each vocoder has a `name` and the `mel` recipe it reads, or the `source` of the
+public checkpoint of HiFi-GAN or kNN-VC; the name of an upstream that comes with a vocoder on its features stands for
+that. Each vocoder has a `name` and the `mel` recipe it reads, or the `source` of the
 features that it reads instead.
 """
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from speechssl.errors import ConfigError, SpeechsslError
+from speechssl.registry import shipped_vocoders
 from speechssl.vocoder.folder import read_vocoder
 from speechssl.vocoder.griffin_lim import GriffinLim
 from speechssl.vocoder.hifigan import load_hifigan, read_generator
@@ -39,7 +41,7 @@ class Vocoder(Protocol):
 
 
 def load_vocoder(kind: str | Path, *, precision: Precision = "float32") -> Vocoder:
-    """Loads a vocoder by name ('hifigan', 'griffin_lim' or 'auto'), or from a folder or checkpoint.
+    """Loads a vocoder by name ('hifigan', 'griffin_lim', 'auto', or of an upstream with one), or from a path.
 
     Args:
         kind: a name, a folder of `speechssl vocoder`, or a file such as 'prematch_g_02500000.pt' or 'generator_v1'.
@@ -50,12 +52,13 @@ def load_vocoder(kind: str | Path, *, precision: Precision = "float32") -> Vocod
         SpeechsslError: 'hifigan' can't be had, or what is at the path can't be read.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    path = Path(kind)
+    path, shipped = Path(kind), shipped_vocoders()
+    if kind in shipped:
+        return read_vocoder(shipped[str(kind)], name=str(kind)).to(dtype)
     if kind not in ("hifigan", "griffin_lim", "auto"):
         if not path.exists():
-            raise ConfigError(
-                f"`vocoder` must be 'hifigan', 'griffin_lim' or 'auto', or a folder or checkpoint, but is '{kind}'."
-            )
+            names = ", ".join(f"'{name}'" for name in ("hifigan", "griffin_lim", *shipped))
+            raise ConfigError(f"`vocoder` must be {names} or 'auto', or a folder or checkpoint, but is '{kind}'.")
         return (read_vocoder(path) if path.is_dir() else read_generator(path)).to(dtype)
     if kind != "griffin_lim":
         try:

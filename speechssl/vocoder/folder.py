@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from speechssl.checkpoint import CONFIG_FILE, load_weights, read_json, read_weights, save_folder
+from speechssl.checkpoint import CONFIG_FILE, load_weights, read_json, read_weights, save_folder, with_half_weights
 from speechssl.config import from_dict, to_dict
 from speechssl.errors import SpeechsslError, UnknownNameError
 from speechssl.vocoder.hifigan import HifiGan, HifiGanConfig
@@ -55,8 +55,29 @@ def save_vocoder(generator: Generator, folder: str | Path, *, weights: str) -> N
     save_folder(description, folded_state(generator), folder)
 
 
-def read_vocoder(folder: Path) -> Generator:
+def is_vocoder(folder: str | Path) -> bool:
+    """Whether a folder says that it holds a vocoder."""
+    path = Path(folder) / CONFIG_FILE
+    return path.is_file() and "kind" in read_json(path)
+
+
+def export_vocoder(folder: str | Path, out: str | Path, *, half: bool = False) -> Generator:
+    """Copies a vocoder without what its training left beside it, and returns it.
+
+    Args:
+        half: whether its weights are stored as float16, in half the space; they load as float32.
+    """
+    vocoder = read_vocoder(Path(folder))
+    told = str(read_json(Path(folder) / CONFIG_FILE).get("weights", ""))
+    save_vocoder(with_half_weights(vocoder) if half else vocoder, out, weights=told)
+    return vocoder
+
+
+def read_vocoder(folder: Path, *, name: str | None = None) -> Generator:
     """Reads what `save_vocoder` wrote, frozen.
+
+    Args:
+        name: of these weights, for people; None = the folder's.
 
     Raises:
         SpeechsslError: it is no such folder, is of a newer version, or its weights don't fit.
@@ -75,7 +96,7 @@ def read_vocoder(folder: Path) -> Generator:
     if description.get("source") is not None:
         told = _mapping(description, "source", path)
         source = from_dict(FeatureSource(upstream="", layer=0), told, origin=str(path))
-    vocoder = build_generator(config, name=f"{kind} ({folder.name})", source=source)
+    vocoder = build_generator(config, name=f"{kind} ({name or folder.name})", source=source)
     load_weights(vocoder, read_weights(folder), origin=str(folder))
     return vocoder.eval().requires_grad_(False)
 
