@@ -28,12 +28,12 @@ from torch.nn import functional as F
 
 from downstreams.probe.config import ProbeConfig
 from downstreams.probe.frames import FrameProbe
-from downstreams.probe.spans import Span, Spans, find_runs, label_frames, lay_out
 from downstreams.probe.task import make_probe
 from speechssl import extract, load_upstream
 from speechssl.config import load_config
 from speechssl.data.corpora.prepare import prepare_corpus
 from speechssl.data.corpus import Corpus, open_corpus
+from speechssl.data.spans import Span, Spans, find_runs, label_frames, lay_out
 from speechssl.errors import ConfigError, ManifestError
 from speechssl.inference import infer
 from speechssl.jobs import RunOptions

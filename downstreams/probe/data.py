@@ -10,12 +10,12 @@ from typing import Any
 from speechssl.classification.data import SPLITS, find_labelled, label_of
 from speechssl.data.corpus import Corpus, describe_utterance
 from speechssl.data.seeds import derive_seed
+from speechssl.data.spans import read_spans
 from speechssl.errors import ManifestError
 from speechssl.types import Utterance
 
 from .config import FOLDS, ProbeConfig
 from .folds import assign_folds, quantile_strata
-from .spans import read_spans
 
 logger = logging.getLogger(__name__)
 Splits = dict[str, list[Utterance]]

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from speechssl.classification.data import Classes
+from speechssl.data.spans import Places, Span, find_runs, lay_out
 from speechssl.errors import ManifestError
 from speechssl.metric.classification import accuracy, macro_f1, recalls_by_class, unweighted_average_recall
 from speechssl.result import Evaluation
@@ -28,7 +29,6 @@ from .data import Splits
 from .frames import FrameProbe, Read, Values, time_of
 from .head import timed
 from .regress import EXAMPLES, write_lines
-from .spans import Places, Span, find_runs, lay_out
 
 logger = logging.getLogger(__name__)
 Decided = NDArray[np.float64]

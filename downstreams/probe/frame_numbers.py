@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
+from speechssl.data.spans import lay_out
 from speechssl.errors import ManifestError
 from speechssl.metric.frames import frame_regression_metrics
 from speechssl.result import Evaluation
@@ -23,7 +24,6 @@ from .data import Splits, finite_number
 from .frames import FrameProbe, Read, Values, time_of
 from .head import timed
 from .regress import regression_loss, write_lines
-from .spans import lay_out
 
 
 class FrameNumberProbe(FrameProbe):

@@ -20,6 +20,7 @@ from typing_extensions import override
 from speechssl.classification.data import label_of
 from speechssl.data.corpus import Corpus
 from speechssl.data.seeds import derive_seed
+from speechssl.data.spans import Places, Span, Spans, label_frames, read_spans
 from speechssl.errors import ManifestError
 from speechssl.lengths import lengths_to_padding_mask
 from speechssl.task import TaskData
@@ -28,7 +29,6 @@ from speechssl.types import LossOutput, Utterance
 from .data import Splits, check_groups, read_everything
 from .head import TimedHead, timed
 from .parts import PartProbe
-from .spans import Places, Span, Spans, label_frames, read_spans
 
 logger = logging.getLogger(__name__)
 Values = NDArray[np.float64]

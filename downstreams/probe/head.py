@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from speechssl.data.spans import first_frames
 from speechssl.errors import SpeechsslError
 from speechssl.head.standardise import Standardise, batch_norm
 from speechssl.head.utterance import NEEDS_FRAMES, Kind, build_utterance_head, mean_over_time
-
-from .spans import first_frames
 
 
 class StandardisedHead(nn.Module):

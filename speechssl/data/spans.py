@@ -89,7 +89,9 @@ def read_spans(utterance: Utterance, name: str, root: Path) -> list[Span]:
         return []
     if not isinstance(entries, list):
         where = describe_utterance(root, utterance.id)
-        raise ManifestError(f"{where} has no list of {{start, end, value}} as '{name}': set `level=utterance`.")
+        raise ManifestError(
+            f"{where} has no list of {{start, end, value}} as '{name}': give it one; a probe may set `level=utterance`."
+        )
     length = math.inf if utterance.duration is None else utterance.duration
     found = []
     for entry in entries:
@@ -126,7 +128,7 @@ def lay_out(spans: Sequence[Span], values: Sequence[float], where: str) -> Spans
         k = int(shared.argmax())
         raise ManifestError(
             f"{where} has a span from {begins[k]:g} s to {ends[k]:g} s and another from {begins[k + 1]:g} s, but a "
-            "frame has one label: cut them so that they do not overlap, or set `level=segment`."
+            "frame has one label: cut them so that they do not overlap, and a probe may set `level=segment`."
         )
     ends[:-1] = np.minimum(ends[:-1], begins[1:])
     return Spans(begins, ends, np.array([values[k] for k in order], dtype=np.float64))
