@@ -68,7 +68,8 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     ] = None,
     run: Annotated[Path | None, typer.Option(help="Conversion: run folder; without it, kNN-VC.")] = None,
     vocoder: Annotated[
-        str | None, typer.Option(help="kNN-VC: vocoder on features, such as prematch_g_02500000.pt or a folder.")
+        str | None,
+        typer.Option(help="kNN-VC: a folder, or prematch_g_02500000.pt; else the shipped one."),
     ] = None,
     layer: Annotated[
         int | None, typer.Option(help="kNN-VC: hidden state; else the one that the vocoder reads.")
@@ -90,6 +91,8 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     Example: speechssl infer exp/asr/pretrained/seed0 a.flac b.wav -o transcripts.json
 
     Example: speechssl infer exp/deepfake_detection/pretrained/seed0 calls/ --table --plot calls.html -s hop=0.5
+
+    Example: speechssl infer voice_conversion --source a.wav --voice b.wav c.wav --out d.wav
 
     Example: speechssl infer voice_conversion --run exp/voice_conversion/hubert_base/seed0 --source a.wav --voice b.wav
     c.wav --out d.wav
