@@ -27,10 +27,21 @@ class Moments:
             return
         mean = rows.mean(dim=0)
         centred = rows - mean
+        self._join(len(rows), mean, centred.T @ centred)
+
+    def merge(self, other: "Moments") -> None:
+        """Adds the rows that `other` has seen; both have C columns, or one has seen none."""
+        if not self.count:
+            self.count, self.mean, self._scatter = other.count, other.mean.clone(), other._scatter.clone()
+        elif other.count:
+            self._join(other.count, other.mean, other._scatter)
+
+    def _join(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         shift = mean - self.mean
-        total = self.count + len(rows)
-        self._scatter += centred.T @ centred + torch.outer(shift, shift) * (self.count * len(rows) / total)
-        self.mean = self.mean + shift * (len(rows) / total)
+        total = self.count + count
+        self._scatter += scatter
+        self._scatter += torch.outer(shift, shift) * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
         self.count = total
 
     def covariance(self) -> Tensor:
