@@ -64,6 +64,19 @@ class FitsInPasses(Protocol):
 
 
 @runtime_checkable
+class StartsFromFeatures(Protocol):
+    """A task some of whose heads hold what is found in the features before they are trained, such as centroids."""
+
+    def start_head(self, head: nn.Module, passes: Passes, data: TaskData, *, generator: torch.Generator) -> None:
+        """Puts into a new head what must be found first, in buffers, so that a run goes on with the same; or nothing.
+
+        Args:
+            passes: each call goes once through all that training hears.
+            generator: derived from the seed of the run.
+        """
+
+
+@runtime_checkable
 class Disturbs(Protocol):
     """A task that may disturb what training hears, anew at each visit: for upstreams that learn from the waveform."""
 

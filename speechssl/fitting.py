@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from speechssl.abilities import Disturbs, FitsInPasses, Joined, MeasuresFeatures, Report
+from speechssl.abilities import Disturbs, FitsInPasses, Joined, MeasuresFeatures, Passes, Report, StartsFromFeatures
 from speechssl.adapt.live import AHEAD, LiveFeatures
 from speechssl.adapt.reading import SEED
 from speechssl.crops import choose_crops, training_crops
@@ -138,6 +138,8 @@ class Fit:
         """Trains, and leaves the probe with the weights that were best on dev; the checkpoint stays."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
+        if self.progress.step == 0:
+            self._start()
         if self.optimizer is None:
             self._fit_in_passes()
             self.progress.step = self.config.steps
@@ -160,17 +162,28 @@ class Fit:
         self.progress.seconds["evaluate"] += time.perf_counter() - begin
         return found
 
+    def _start(self) -> None:
+        """What a new head must hold before it is trained; a checkpoint has it already."""
+        if not isinstance(self.task, StartsFromFeatures):
+            return
+        begin = time.perf_counter()
+        generator = make_generator(self.seed, "start")
+        self.task.start_head(self.probe.head, self._passes(), self.data, generator=generator)
+        self.progress.seconds["train"] += time.perf_counter() - begin
+
     def _fit_in_passes(self) -> None:
         if self.config.steps or not isinstance(self.task, FitsInPasses):
             return
         begin = time.perf_counter()
+        generator = make_generator(self.seed, "fit")
+        self.task.fit_head(self.probe.head, self._passes(), self.data, generator=generator, report=self.report)
+        self.progress.seconds["train"] += time.perf_counter() - begin
+
+    def _passes(self) -> Passes:
         self.probe.eval()
         train = self.data.splits["train"]
         heard = [own for utterance in train for own in self.crops.get(utterance.id, [utterance])]
-        passes = partial(self._pass, heard)
-        generator = make_generator(self.seed, "fit")
-        self.task.fit_head(self.probe.head, passes, self.data, generator=generator, report=self.report)
-        self.progress.seconds["train"] += time.perf_counter() - begin
+        return partial(self._pass, heard)
 
     @torch.no_grad()
     def _pass(self, utterances: Sequence[Utterance]) -> Iterator[Joined]:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +11,18 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
+from torch.nn.utils.rnn import pad_sequence
 
 from downstreams.voice_conversion.config import PRESETS
-from downstreams.voice_conversion.synthesis.discretise import load_discretiser
+from downstreams.voice_conversion.synthesis.discretise import Discretiser, draw_frames, load_discretiser
 from downstreams.voice_conversion.synthesis.method import RecognitionSynthesis
 from downstreams.voice_conversion.task import TASK
 from speechssl.config import load_config
 from speechssl.data.corpus import open_corpus
 from speechssl.data.pairs import LISTS, list_conversions
 from speechssl.errors import ConfigError, SpeechsslError
+from speechssl.fitting import Fit
 from speechssl.inference import infer
 from speechssl.jobs import RunOptions
 from speechssl.runner import run
@@ -119,3 +124,75 @@ def test_run_takes_its_centroids_from_folders(tmp_path: Path) -> None:
     method = RecognitionSynthesis(load_config(PRESETS["voice_conversion_a2o_simple"], overrides=overrides), MelConfig())
     with pytest.raises(ConfigError, match=r"asks for centroids of \[\(8, 5\)\]"):
         method.start(method.build_head(WIDTH, 50.0), [Utterance("a", "a.wav")], lambda _: torch.randn(30, 80))
+
+
+def test_frames_are_drawn_alike_from_all_utterances_however_they_are_batched() -> None:
+    numbers = torch.arange(300.0)
+    parts = [numbers[:90, None], numbers[90:110, None], numbers[110:, None]]
+
+    def batches(size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for begin in range(0, len(parts), size):
+            some = parts[begin : begin + size]
+            yield pad_sequence(some, batch_first=True, padding_value=-1.0), torch.tensor([len(p) for p in some])
+
+    counts = torch.zeros(300)
+    for seed in range(400):
+        drawn, again = (draw_frames(batches(n), 30, generator=torch.Generator().manual_seed(seed)) for n in (1, 3))
+        assert drawn.shape == (30, 1) and len(drawn.unique()) == 30 and torch.equal(drawn, again)
+        counts[drawn[:, 0].long()] += 1  # an index of -1 would be padding
+        assert float(drawn.min()) >= 0
+    assert float((counts - 40).square().sum() / 40 / 0.9) < 380  # chi-square of 299 degrees: 0.999 of draws lie below
+    assert len(draw_frames(batches(2), 1_000, generator=torch.Generator())) == 300
+
+
+def test_a_run_fits_its_own_centroids_and_goes_on_with_them(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[torch.Tensor] = []
+    fit = Discretiser.fit
+
+    def watched(self: Discretiser, frames: torch.Tensor, *, generator: torch.Generator) -> None:
+        fitted.append(frames)
+        fit(self, frames, generator=generator)
+
+    monkeypatch.setattr(Discretiser, "fit", watched)
+
+    def train(out: str, *, until: int | None = None) -> dict[str, torch.Tensor]:
+        step = Fit._step
+
+        def stopping(self: Fit, utterances: Sequence[Utterance]) -> float:
+            if self.progress.step == until:
+                raise KeyboardInterrupt
+            return step(self, utterances)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) if until else nullcontext():
+            patch.setattr(Fit, "_step", stopping)
+            run(
+                "voice_conversion_a2a_taco2_ar", upstream="fbank", corpus=tiny_corpus, out=tmp_path / out,
+                overrides=[*RUN, "targets=2", "synthesis.discretise.clusters=[7,4]",
+                           "synthesis.discretise.partitions=2", "synthesis.discretise.frames=300"],
+                options=RunOptions(str(tiny_corpus.parent / "cache")),
+            )  # fmt: skip
+        return load_file(tmp_path / out / "voice_conversion" / "fbank" / "seed0" / "head.safetensors")
+
+    whole = train("whole")
+    train("halved", until=30)  # dev was looked at after step 20
+    resumed = train("halved")
+    assert [len(frames) for frames in fitted] == [300, 300]  # and not once more by what went on
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    names = [f"head.model.discretiser.quantizers.{n}.centroids" for n in range(4)]
+    assert [len(whole[name]) for name in names] == [7, 7, 4, 4]
+    for number, name in enumerate(names):  # k-means ends where each centroid is the mean of what is nearest to it
+        part, centroids = fitted[0].chunk(2, dim=1)[number % 2], whole[name]
+        nearest = torch.cdist(part, centroids).argmin(dim=1)
+        means = torch.stack([part[nearest == row].mean(dim=0) for row in range(len(centroids))])
+        assert float((means - centroids).norm() / (part - part.mean(dim=0)).norm(dim=1).mean()) < 0.2
+    files = [str(tiny_corpus / "audio" / f"{name}.flac") for name in ("aa1-00", "bb2-01")]
+    found = infer(tmp_path / "whole" / "voice_conversion" / "fbank" / "seed0", files, out=tmp_path / "said")
+    assert np.isfinite(soundfile.read(found["converted"])[0]).all()
+
+
+def test_discretised_features_leave_an_upstream_nothing_to_learn_from() -> None:
+    overrides = [*RUN, "synthesis.discretise.clusters=[7]", "adapt.method=full"]
+    with pytest.raises(ConfigError, match="so that nothing of the upstream would be trained"):
+        RecognitionSynthesis(load_config(PRESETS["voice_conversion_a2o_simple"], overrides=overrides), MelConfig())

@@ -23,6 +23,8 @@ from speechssl.vocoder.mel import MelConfig
 
 Mels = Callable[[Utterance], Tensor]
 """Gives the (T', M) log-mel of an utterance's natural speech."""
+Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+"""Each call goes once through the features of the training data: (B, T, D) and valid frames (B,)."""
 
 
 class Method(Protocol):
@@ -34,6 +36,10 @@ class Method(Protocol):
     def start(self, head: nn.Module, utterances: Sequence[Utterance], mels: Mels) -> None:
         """Puts into a new head what is computed from the training data and not learned; by default nothing."""
         del head, utterances, mels
+
+    def start_from_features(self, head: nn.Module, batches: Batches, *, generator: torch.Generator) -> None:
+        """Puts into a new head what is computed from the features of the training data; by default nothing."""
+        del head, batches, generator
 
     def loss(  # noqa: PLR0917  a batch is that much
         self,

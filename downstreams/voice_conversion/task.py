@@ -29,6 +29,7 @@ from downstreams.voice_conversion.output import write_speech
 from downstreams.voice_conversion.scoring import give_verdict, mean_value, score_metrics
 from downstreams.voice_conversion.synthesis.method import RecognitionSynthesis, warn_of_one_voice
 from downstreams.voice_conversion.vocoders import NAMED, load_for_run, resolve_vocoder, vocoder_key
+from speechssl.abilities import Passes
 from speechssl.data.corpus import Corpus
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.result import Evaluation, MetricValue
@@ -69,6 +70,11 @@ class VoiceConversion(Task):
         if heard := data.splits.get("train"):
             self.method.start(head, heard, self._mel)
         return head
+
+    def start_head(self, head: nn.Module, passes: Passes, data: TaskData, *, generator: torch.Generator) -> None:
+        """See `speechssl.abilities.StartsFromFeatures`."""
+        del data
+        self.method.start_from_features(head, lambda: (batch[:2] for batch in passes()), generator=generator)
 
     @override
     def groups(self, data: TaskData) -> Sequence[str] | None:

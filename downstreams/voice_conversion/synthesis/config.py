@@ -68,9 +68,10 @@ class DiscretiseConfig:
     partitions: int = 1
     """Parts that the features are cut into, each with a codebook of its own: product quantization."""
     folders: tuple[str, ...] = ()
-    """Where a run has the centroids from: one folder of `speechssl cluster` for each of `clusters`."""
+    """Where a run has the centroids from: one folder of `speechssl cluster` for each of `clusters`; () = it fits them
+    to what it trains on, and keeps them with its head."""
     frames: int = 200_000
-    """Of the training data that the centroids are fitted to, at most."""
+    """Of the training data that the centroids are fitted to, at most, drawn at random."""
 
     def __post_init__(self) -> None:
         if any(count < 2 for count in self.clusters) or self.partitions < 1:

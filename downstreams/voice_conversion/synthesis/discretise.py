@@ -9,7 +9,7 @@ al. 2021 (HuBERT), sec. 2.3, arXiv:2106.07447.
 B batch, T frames, N frames of all utterances, D width, E members of the ensemble.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -18,8 +18,12 @@ from torch import Tensor, nn
 
 from downstreams.voice_conversion.synthesis.config import DiscretiseConfig
 from speechssl.errors import ConfigError
+from speechssl.lengths import lengths_to_padding_mask
 from speechssl.quantizer.codebook import fitted_entries
 from speechssl.quantizer.kmeans import KMeansQuantizer, load_kmeans_quantizer
+
+SPARE = 1.25
+"""How many times the frames that are wanted are held while they are drawn."""
 
 
 class Discretiser(nn.Module):
@@ -63,6 +67,39 @@ class Discretiser(nn.Module):
     def _each(self) -> list[KMeansQuantizer]:
         """Those of the first member, one for each part, then those of the second."""
         return [cast(KMeansQuantizer, quantizer) for quantizer in self.quantizers]
+
+
+def draw_frames(batches: Iterable[tuple[Tensor, Tensor]], count: int, *, generator: torch.Generator) -> Tensor:
+    """Draws frames, each as likely as any other, in one go through batches and little more memory than they take.
+
+    Args:
+        batches: (B, T, D) features and valid frames (B,).
+        count: at most.
+        generator: on the CPU.
+
+    Returns:
+        (N, D) float32 on the CPU.
+    """
+    kept, keys = list[Tensor](), list[Tensor]()
+    highest, held = 1.0, 0
+    for features, lengths in batches:
+        frames = features[~lengths_to_padding_mask(lengths, features.size(1))].float().cpu()  # (N, D)
+        drawn = torch.rand(len(frames), generator=generator, dtype=torch.float64)
+        low = drawn < highest  # no frame with a higher key can be among the `count` lowest
+        kept.append(frames[low])
+        keys.append(drawn[low])
+        held += len(kept[-1])
+        if held > SPARE * count:
+            kept, keys = _lowest(kept, keys, count)
+            highest, held = float(keys[0].max()), count
+    return _lowest(kept, keys, count)[0][0]
+
+
+def _lowest(frames: list[Tensor], keys: list[Tensor], count: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The `count` frames with the lowest keys, in the order in which they came."""
+    joined = torch.cat(keys)
+    places = joined.topk(min(count, len(joined)), largest=False).indices.sort().values
+    return [torch.cat(frames)[places]], [joined[places]]
 
 
 def load_discretiser(folders: Sequence[str | Path]) -> Discretiser:

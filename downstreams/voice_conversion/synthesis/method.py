@@ -18,9 +18,9 @@ from typing_extensions import override
 
 from downstreams.voice_conversion import ecapa, judges
 from downstreams.voice_conversion.config import EXTERNAL, VoiceConversionConfig
-from downstreams.voice_conversion.method import Mels, Method
+from downstreams.voice_conversion.method import Batches, Mels, Method
 from downstreams.voice_conversion.synthesis.adversarial import Disentanglement
-from downstreams.voice_conversion.synthesis.discretise import load_discretiser
+from downstreams.voice_conversion.synthesis.discretise import draw_frames, load_discretiser
 from downstreams.voice_conversion.synthesis.loss import SynthesisBatch, synthesis_loss
 from downstreams.voice_conversion.synthesis.mel import fit_statistics
 from downstreams.voice_conversion.synthesis.model import build
@@ -74,6 +74,11 @@ class RecognitionSynthesis(Method):
         Args:
             mel: what the vocoder reads.
         """
+        if config.synthesis.discretise.clusters and config.adapt.method != "frozen":
+            raise ConfigError(
+                "No gradient passes `synthesis.discretise`, so that nothing of the upstream would be trained: set "
+                "`adapt.method=frozen`."
+            )
         self.config = config
         self.mel = mel
 
@@ -94,10 +99,7 @@ class RecognitionSynthesis(Method):
             return
         folders = self.config.synthesis.discretise.folders
         if not folders:
-            raise ConfigError(
-                "A run can't fit k-means: run `speechssl cluster` on the same layer, and name its folders in "
-                "`synthesis.discretise.folders`."
-            )
+            return  # they are fitted to the features
         found = load_discretiser(folders)
         sizes = [[tuple(b.shape) for b in d.buffers()] for d in (found, model.discretiser)]
         if sizes[0] != sizes[1]:
@@ -106,6 +108,17 @@ class RecognitionSynthesis(Method):
                 f"{sizes[0]}: set `clusters` to theirs, and cluster the layer that the run takes."
             )
         model.discretiser.load_state_dict(found.state_dict())
+
+    @override
+    def start_from_features(self, head: nn.Module, batches: Batches, *, generator: torch.Generator) -> None:
+        """Fits the centroids, where no folders hold them."""
+        discretiser, settings = cast(SynthesisHead, head).model.discretiser, self.config.synthesis.discretise
+        if discretiser is None or settings.folders:
+            return
+        frames = draw_frames(batches(), settings.frames, generator=generator)
+        told = ", ".join(map(str, settings.clusters))
+        logger.info("Fitting %s clusters to %d frames of width %d.", told, *frames.shape)
+        discretiser.fit(frames, generator=generator)
 
     @override
     def loss(
