@@ -88,7 +88,7 @@ def test_level_and_silence_do_not_change_what_infer_says(trained: Path, tiny_cor
     plain = soundfile.read(path, dtype="float32")[0]
     silence = np.zeros(RATE // 2, dtype=np.float32)
     forms = {"plain": plain, "soft": 0.05 * plain, "silence": np.concatenate([silence, plain, silence[:777]])}
-    forms["offset"] = 0.5 * forms["silence"] + 0.1
+    forms["offset"] = 0.5 * forms["silence"] + 0.4
     for name, waveform in forms.items():
         soundfile.write(tmp_path / f"{name}.wav", waveform, RATE, subtype="FLOAT")
     found = infer(trained, [tmp_path / f"{name}.wav" for name in forms])
@@ -130,7 +130,7 @@ def test_the_made_half_of_a_recording_is_named(trained: Path, tiny_corpus: Path,
     border = len(halves["bonafide"]) / RATE
     named = sum(s["end"] - s["start"] for s in found["suspicious"])
     late = sum(max(0.0, s["end"] - max(s["start"], border)) for s in found["suspicious"])
-    assert late > 0.5 * border and late > 0.8 * named  # most of the made half, and little else
+    assert late > 0.5 * border and late > 0.7 * named  # most of the made half, and little else
     early = [w["probability_spoofed"] for w in found["curve"] if w["end"] <= border]
     made = [w["probability_spoofed"] for w in found["curve"] if w["start"] >= border]
     assert np.mean(early) < 0.4 and np.mean(made) > 0.6

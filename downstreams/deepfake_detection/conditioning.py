@@ -2,12 +2,15 @@
 
 Sources differ in bandwidth, level, silence, duration and coding, and detectors live on such differences where they can:
 in ASVspoof 2019 the leading silence alone gives a good detector (Müller et al. 2021, arXiv:2106.12914). So each
-waveform, of either class, is resampled, trimmed by one energy rule, cropped to one duration, laid over noise,
-band-limited, passed through one codec and brought to one level. S samples.
+waveform, of either class, is freed of zeros at its ends, of its offset and of what lies outside one band, then trimmed
+by one energy rule, cropped to one duration, laid over noise, passed through one codec and brought to one level. The
+band comes first: an offset or a hum would count as loudness, and hence leak into where speech ends and how loud the
+noise is. S samples.
 """
 
 import torch
 import torchaudio.functional as AF
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from downstreams.deepfake_detection.config import ConditioningConfig
@@ -16,6 +19,7 @@ from speechssl.augment import codec as codecs
 SAMPLE_RATE = 16_000  # Hz
 FRAME, HOP = 320, 160  # samples of the energy rule: 20 and 10 ms
 MARGIN = 0.4  # seconds that a segment is longer than the finished utterance, for the second trimming
+FADE = 0.05  # seconds at the ends of a recording, where a filtered hum would ring: less than -48 dB of it is left
 
 
 def frame_levels(waveform: Tensor) -> Tensor:
@@ -24,6 +28,35 @@ def frame_levels(waveform: Tensor) -> Tensor:
         return torch.full((0,), -120.0)
     power = waveform.unfold(0, FRAME, HOP).square().mean(dim=1)  # (T,)
     return 10 * power.clamp(min=1e-12).log10()
+
+
+def drop_zeros(waveform: Tensor) -> tuple[int, Tensor]:
+    """Cuts samples that are exactly 0 off both ends, which nothing recorded: (S,) -> how many at the front, (S',)."""
+    sound = waveform.nonzero()[:, 0]
+    if not sound.numel():
+        return 0, waveform[:0]
+    return int(sound[0]), waveform[int(sound[0]) : int(sound[-1]) + 1]
+
+
+def bare_sound(waveform: Tensor, sample_rate: int, config: ConditioningConfig) -> tuple[float, Tensor]:
+    """What of a recording is measured and heard: without zeros at its ends, its offset and what the band leaves out.
+
+    Args:
+        waveform: (S,) at `sample_rate`.
+
+    Returns:
+        Where it begins in `waveform`, seconds, and (S',) at 16 kHz, S' = 0 where there are zeros only.
+    """
+    zeros, sound = drop_zeros(waveform)
+    if not sound.numel():
+        return 0.0, sound
+    size = min(round(FADE * sample_rate), sound.numel() // 2)
+    ramp = torch.hann_window(2 * size + 1, periodic=False)[:size]
+    sound = sound - sound.double().mean().float()
+    sound[:size] *= ramp
+    sound[sound.numel() - size :] *= ramp.flip(0)
+    sound = AF.resample(sound, sample_rate, SAMPLE_RATE)
+    return zeros / sample_rate, band_limit(sound, config.low_hz, config.high_hz)
 
 
 def trim_silence(waveform: Tensor, threshold_db: float) -> Tensor:
@@ -53,9 +86,9 @@ def _draw_start(samples: int, seconds: float, generator: torch.Generator) -> int
 
 
 def take_segment(waveform: Tensor, sample_rate: int, config: ConditioningConfig, generator: torch.Generator) -> Tensor:
-    """Resamples, trims and crops a recording to a little more than is needed, (S,) -> (S',) at 16 kHz."""
-    waveform = AF.resample(waveform, sample_rate, SAMPLE_RATE)
-    return crop(trim_silence(waveform, config.trim_db), config.seconds + MARGIN, generator)
+    """The sound of a recording, trimmed and cropped to a little more than is needed, (S,) -> (S',) at 16 kHz."""
+    _, sound = bare_sound(waveform, sample_rate, config)
+    return crop(trim_silence(sound, config.trim_db), config.seconds + MARGIN, generator)
 
 
 def finish(segment: Tensor, config: ConditioningConfig, generator: torch.Generator) -> Tensor | None:
@@ -76,9 +109,12 @@ def cut_and_finish(
     segment: Tensor, config: ConditioningConfig, generator: torch.Generator
 ) -> tuple[int, Tensor] | None:
     """What `finish` returns, and before it the sample of the segment that it begins with."""
-    first, last = speech_bounds(segment, config.trim_db)
     size = round(config.seconds * SAMPLE_RATE)
-    if last - first < size or not bool(segment.isfinite().all()):
+    if segment.numel() < size or not bool(segment.isfinite().all()):
+        return None
+    segment = band_limit(segment - segment.mean(), config.low_hz, config.high_hz)  # a vocoder may have an offset too
+    first, last = speech_bounds(segment, config.trim_db)
+    if last - first < size:
         return None
     first += _draw_start(last - first, config.seconds, generator)
     waveform = segment[first : first + size]
@@ -101,7 +137,7 @@ def windows(waveform: Tensor, config: ConditioningConfig, *, hop: float | None =
     speech than one stretch is repeated from its beginning, as published systems do it with short files.
 
     Args:
-        waveform: (S,) at 16 kHz.
+        waveform: (S,) at 16 kHz, from `bare_sound`.
         hop: seconds from one stretch to the next; None = that of a stretch.
 
     Returns:
@@ -128,10 +164,11 @@ def windows(waveform: Tensor, config: ConditioningConfig, *, hop: float | None =
 
 def band_limit(waveform: Tensor, low_hz: float, high_hz: float) -> Tensor:
     """Keeps the frequencies within [low_hz, high_hz] and nothing else, without shifting phases, (S,) -> (S,)."""
-    spectrum = torch.fft.rfft(waveform)
-    frequencies = torch.fft.rfftfreq(waveform.numel(), 1 / SAMPLE_RATE)
+    size = next_fast_len(waveform.numel(), real=True)  # that of a recording may be prime: seconds for a minute of it
+    spectrum = torch.fft.rfft(waveform, n=size)
+    frequencies = torch.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     inside = (frequencies >= low_hz) & (frequencies <= high_hz)
-    limited: Tensor = torch.fft.irfft(spectrum * inside, n=waveform.numel())
+    limited: Tensor = torch.fft.irfft(spectrum * inside, n=size)[: waveform.numel()]
     return limited
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from downstreams.deepfake_detection.conditioning import SAMPLE_RATE, windows
+from downstreams.deepfake_detection.conditioning import SAMPLE_RATE, bare_sound, windows
 from downstreams.deepfake_detection.config import DeepfakeConfig
-from downstreams.deepfake_detection.speech import drop_zeros, why_not
+from downstreams.deepfake_detection.speech import why_not
 from speechssl.audio import read_audio
 from speechssl.data.flac import write_flac
 from speechssl.errors import AudioError, ConfigError, UnknownNameError
@@ -101,15 +101,14 @@ def prepare_files(
 def _read(utterance: Utterance, config: DeepfakeConfig, *, strip: bool) -> tuple[float, Any]:
     """Where the audio begins in the file, seconds, and (S,) at 16 kHz that holds speech.
 
-    With `strip` without zeros at the ends and without offset, which would count as level where silence and noise are.
+    With `strip` it is what `bare_sound` leaves of it, as in the set.
     """
     waveform = read_audio(utterance.path, sample_rate=SAMPLE_RATE, start=utterance.start, duration=utterance.duration)
-    zeros, sound = drop_zeros(waveform)
-    sound = sound - (sound.mean() if sound.numel() else 0.0)
+    begin, sound = bare_sound(waveform, SAMPLE_RATE, config.spoof.conditioning)
     reason = why_not(sound, config.spoof.conditioning.trim_db)
     if reason:
         raise AudioError(f"{utterance.path} {reason}.")
-    return (utterance.start + zeros / SAMPLE_RATE, sound) if strip else (utterance.start, waveform)
+    return (utterance.start + begin, sound) if strip else (utterance.start, waveform)
 
 
 def _condition(

@@ -15,6 +15,7 @@ from typing import Any
 
 from downstreams.deepfake_detection.conditioning import SAMPLE_RATE, finish, take_segment
 from downstreams.deepfake_detection.config import DeepfakeConfig, SpoofConfig
+from downstreams.deepfake_detection.data import REVISION
 from downstreams.deepfake_detection.plan import BONA_FIDE, SPLITS
 from speechssl.audio import read_audio
 from speechssl.data.corpus import Corpus, describe_utterance, open_corpus
@@ -156,7 +157,7 @@ def _condition(utterances: Sequence[Utterance], corpus: Corpus, split: str, spoo
     """Brings utterances to the common form, in files below the corpus; those with too little speech are counted."""
     from joblib import Parallel, delayed, parallel_config
 
-    settings = json.dumps([asdict(spoof.conditioning), spoof.seed], sort_keys=True)
+    settings = json.dumps([REVISION, asdict(spoof.conditioning), spoof.seed], sort_keys=True)
     folder = corpus.root / "deepfake" / f"conditioned-{derive_seed(settings):016x}" / split
     heard = [replace(u, path=str(folder / _conditioned_name(u)), start=0.0) for u in utterances]
     pairs = [(u, h.path) for u, h in zip(utterances, heard, strict=True) if not Path(h.path).exists()]

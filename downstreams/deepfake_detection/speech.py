@@ -20,16 +20,8 @@ VOICED_SHARE = 0.02
 """Of the loud frames; where fewer are voiced there is no speech."""
 
 
-def drop_zeros(waveform: Tensor) -> tuple[int, Tensor]:
-    """Cuts samples that are exactly 0 off both ends, which nothing recorded: (S,) -> how many at the front, (S',)."""
-    sound = waveform.nonzero()[:, 0]
-    if not sound.numel():
-        return 0, waveform[:0]
-    return int(sound[0]), waveform[int(sound[0]) : int(sound[-1]) + 1]
-
-
 def why_not(waveform: Tensor, trim_db: float) -> str:
-    """What keeps (S,) at 16 kHz from being judged, as the end of a sentence; '' = nothing does."""
+    """What keeps (S,), from `bare_sound`, from being judged, as the end of a sentence; '' = nothing does."""
     levels = frame_levels(waveform)
     if not levels.numel() or float(levels.max()) < SILENT_DB:
         return "is silent: give a recording of speech"
