@@ -1,1 +1,1 @@
-"""What a model's layers know: measures on features, a runner that makes them of a corpus, and a page that shows them."""
+"""What a model's layers know: measures on features, a runner that makes them of a corpus, and a page about them."""

@@ -84,6 +84,19 @@ def read_spans(utterance: Utterance, name: str, root: Path) -> list[Span]:
     Raises:
         ManifestError: the label is no list of {start, end, value}, or a span is not within the utterance.
     """
+    found = parse_spans(utterance, name, root)
+    length = math.inf if utterance.duration is None else utterance.duration
+    for span in found:
+        if not (0 <= span.begin < span.end <= length + SLACK and span.begin < length):
+            where = describe_utterance(root, utterance.id)
+            raise ManifestError(
+                f"{where} is {length:g} s long, but has '{name}' from {span.begin:g} s to {span.end:g} s."
+            )
+    return found
+
+
+def parse_spans(utterance: Utterance, name: str, root: Path) -> list[Span]:
+    """`read_spans` of times that may lie anywhere, since they may be in another unit than seconds."""
     entries: Any = utterance.labels.get(name)
     if entries is None or entries == "":
         return []
@@ -92,22 +105,15 @@ def read_spans(utterance: Utterance, name: str, root: Path) -> list[Span]:
         raise ManifestError(
             f"{where} has no list of {{start, end, value}} as '{name}': give it one; a probe may set `level=utterance`."
         )
-    length = math.inf if utterance.duration is None else utterance.duration
     found = []
     for entry in entries:
         try:
-            span = Span(float(entry["start"]), float(entry["end"]), entry["value"])
+            found.append(Span(float(entry["start"]), float(entry["end"]), entry["value"]))
         except (KeyError, TypeError, ValueError) as error:
             where = describe_utterance(root, utterance.id)
             raise ManifestError(
                 f"{where} has {entry!r} in '{name}', but a segment is {{start, end, value}} in seconds."
             ) from error
-        if not (0 <= span.begin < span.end <= length + SLACK and span.begin < length):
-            where = describe_utterance(root, utterance.id)
-            raise ManifestError(
-                f"{where} is {length:g} s long, but has '{name}' from {span.begin:g} s to {span.end:g} s."
-            )
-        found.append(span)
     return found
 
 
