@@ -17,7 +17,7 @@ Measures
   P = sum(v)^2 / sum(v^2) of the variances v along the principal axes: 1 where all axes have the same variance, 0 where
   one has it all.
 * Mean cosine between two frames: near 0 where directions are spread, 1 where all frames point the same way. Ethayarajh
-  2019, sec. 3, arXiv:1909.00512.
+  2019, arXiv:1909.00512.
 * Deviation: the standard deviation over frames, averaged over D; what data2vec watches of targets and predictions.
 * Spread: root of the share of the frames' squared length that is not their common mean, within [0, 1]. The same at any
   scale, so it can be compared between layers. A choice of ours.
