@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,14 +11,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from speechssl.adapt.methods import adapt, merge
+from speechssl.answers import name_stretches
 from speechssl.config import from_dict, to_dict
 from speechssl.errors import AudioError, ConfigError, ManifestError, SpeechsslError
-from speechssl.extraction import extract, resolve_items
+from speechssl.extraction import Items, extract, measure, resolve_items
 from speechssl.files import replacing
 from speechssl.probe import Probe, build_probe, load_probe
-from speechssl.progress import progress
+from speechssl.progress import Advance, progress
 from speechssl.registry import task_module
 from speechssl.task import Task, TaskData
 from speechssl.types import Utterance
@@ -32,7 +33,7 @@ FILE = "task.json"
 
 
 GROUP = 16
-"""Files that are heard before their features are given up, where each is judged for itself."""
+"""Files that are heard before their features are given up."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def save_task(
 
 def infer(
     run_folder: str | Path,
-    files: Sequence[str | Path],
+    files: Items,
     *,
     upstream: str | Path | Upstream | None = None,
     out: str | Path | None = None,
@@ -98,15 +99,15 @@ def infer(
 
     Args:
         run_folder: what `speechssl run` wrote, with task.json and head.safetensors.
-        files: audio files, folders or globs.
+        files: audio files, folders, globs, lists, manifests or utterances, see `Items`.
         upstream: where the upstream is now; None = where it was when the head was trained.
         out: folder for what the task writes (audio, ...); None = `infer` below the run folder.
         settings: of the task's own, such as {'hop': '0.25'} of deepfake detection.
 
     Returns:
-        What the task's `infer` returns: for ASR path -> text, for speaker verification the similarities, ... A task
-        that judges each file for itself gives {'error': sentence} for one that it can't judge, unless that is all; of
-        several utterances in one file each has a key of its own, '<path> (<id>)'.
+        What the task's `infer` returns: for ASR path -> text, for speaker verification the similarities, ... Of
+        several utterances in one file each has a key of its own, see `speechssl.answers`. A task that cuts or changes
+        files before it hears them gives {'error': sentence} for one that it can't judge, unless that is all.
 
     Raises:
         ManifestError: no finished run there.
@@ -119,27 +120,44 @@ def infer(
     return infer_with(run, files, folder=folder, settings=settings)
 
 
-def infer_with(
-    run: "LoadedRun", files: Sequence[str | Path], *, folder: Path, settings: Mapping[str, str] | None = None
-) -> Any:
+def infer_with(run: "LoadedRun", files: Items, *, folder: Path, settings: Mapping[str, str] | None = None) -> Any:
     """`infer` with a run that is loaded; `folder` gets what the task writes."""
     task = run.task
     utterances = resolve_items(files)
-    several = {path: n for path, n in Counter(u.path for u in utterances).items() if n > 1}
     if isinstance(task, JudgesFiles):
         task.change_listening(settings or {})
-        names = {u.id: f"{u.path} ({u.id})" if u.path in several else u.path for u in utterances}
-        return _judge(run, task, utterances, folder, names)
+        return _judge(run, task, utterances, folder, name_stretches(utterances))
     if settings:
         raise ConfigError(f"The task '{task.name}' has no settings for files: leave out '{next(iter(settings))}'.")
-    if several:
-        logger.warning(
-            "%d utterances lie in the same file as others, such as those of %s: where '%s' says what it found by file, "
-            "only the last of a file is there. Cut them into files of their own.",
-            *(sum(several.values()), next(iter(several)), task.name),
-        )
-    with torch.no_grad():
-        return task.infer(run.probe.head, run.features(utterances), utterances, run.data, folder)
+    measure(utterances)  # what can't be read is told before anything is computed
+    with progress(f"Applying {task.name}", len(utterances), unit="files") as advance, torch.no_grad():
+        return task.infer(run.probe.head, _Heard(run, utterances, advance), utterances, run.data, folder)
+
+
+class _Heard(Mapping[str, Tensor]):
+    """Features by utterance id, of a few files at a time, so that memory does not grow with their number."""
+
+    def __init__(self, run: "LoadedRun", utterances: Sequence[Utterance], advance: Advance) -> None:
+        self._run, self._advance = run, advance
+        groups = [utterances[k : k + GROUP] for k in range(0, len(utterances), GROUP)]
+        self._group_of = {u.id: group for group in groups for u in group}
+        self._held: Mapping[str, Tensor] = {}
+
+    @override
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._held:
+            group = self._group_of[name]
+            self._held = self._run.features(group)
+            self._advance(len(group))
+        return self._held[name]
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._group_of)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._group_of)
 
 
 def _judge(
@@ -312,7 +330,7 @@ def _upstream(saved: dict[str, Any], upstream: str | Path | Upstream | None, dev
         model = upstream
     else:
         name = about["name"] if upstream is None else str(upstream)
-        model = load(UpstreamSpec(about["label"], name, about["random_weights"]), device=device)
+        model = load(UpstreamSpec(about["label"], name, about["random_weights"], about.get("normalize")), device=device)
     if model.fingerprint() != about["fingerprint"]:
         raise SpeechsslError(
             f"The head was trained on another upstream than '{model.name}': give the one that was used "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.adapt.config import AdaptConfig
+from speechssl.answers import answer_each, tabulate
 from speechssl.data.corpus import Corpus
 from speechssl.data.seeds import derive_seed
 from speechssl.errors import ConfigError
@@ -194,19 +195,30 @@ class Task(ABC):
         """Applies the trained task to a user's files; runs under no_grad and eval().
 
         Args:
-            features: utterance id -> (T, D) weighted sum of the layers, or (D,) with pooling 'mean'.
-            utterances: one per file; `path` names it, `labels` are empty.
+            features: utterance id -> (T, D) weighted sum of the layers, or (D,) with pooling 'mean'. Those of a few
+                files at a time are held: ask in the order of `utterances`.
+            utterances: files, or stretches of them, of which several may lie in one file.
             data: what `restore` returned.
             folder: where artifacts (audio, ...) go, if there are any; may not exist yet.
 
         Returns:
-            Anything that JSON can hold; by default path -> prediction, tensors as lists.
+            Anything that JSON can hold; by default what `answer_each` makes of `answer`.
         """
         del folder
-        found: dict[str, Any] = {}
-        for utterance in utterances:
-            one = features[utterance.id]
-            lengths = torch.tensor([one.size(0) if one.dim() == 2 else 1])
-            prediction = self.predict(head, one[None], lengths, [utterance], data)[0]
-            found[utterance.path] = prediction.tolist() if isinstance(prediction, Tensor) else prediction
-        return found
+        return answer_each(utterances, lambda u: self.answer(head, features[u.id], u, data))
+
+    def answer(self, head: nn.Module, features: Tensor, utterance: Utterance, data: TaskData) -> Any:
+        """What is said of one file, or of a stretch of it, as JSON: by default what `predict` says, tensors as lists.
+
+        Args:
+            features: (T, D), or (D,) with pooling 'mean'.
+            utterance: times in the answer are seconds of its file.
+            data: what `restore` returned.
+        """
+        lengths = torch.tensor([features.size(0) if features.dim() == 2 else 1], device=features.device)
+        prediction = self.predict(head, features[None], lengths, [utterance], data)[0]
+        return prediction.tolist() if isinstance(prediction, Tensor) else prediction
+
+    def table(self, found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+        """What `infer` found as a table for a terminal: its header and its rows, by default one or more per file."""
+        return tabulate(found)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from speechssl.answers import answer_each
 from speechssl.config import from_dict
 from speechssl.ctc.data import write_transcripts
 from speechssl.ctc.task import CtcTask, examples, language_of, vocabulary_of
@@ -122,17 +123,17 @@ class Asr(CtcTask):
         data: TaskData,
         folder: Path,
     ) -> Any:
-        """Path -> text."""
+        """Texts."""
         decoder = make_decoder(vocabulary_of(data), data.extra["decode"]) if "decode" in data.extra else None
-        found: dict[str, str] = {}
-        for utterance in utterances:
+
+        def spell(utterance: Utterance) -> str:
             one = features[utterance.id]
             (said,) = self.predict(head, one[None], torch.tensor([one.size(0)]), [utterance], data)
             if decoder is not None:
-                found[utterance.path] = search(decoder, said.log_probs, data.extra["weights"])
-            else:
-                found[utterance.path] = said.text if isinstance(said, Heard) else said
-        return found
+                return search(decoder, said.log_probs, data.extra["weights"])
+            return str(said.text if isinstance(said, Heard) else said)
+
+        return answer_each(utterances, spell)
 
     def _measure(self, data: TaskData, split: str, hypotheses: Sequence[str], folder: Path) -> Evaluation:
         utterances = data.splits[split]

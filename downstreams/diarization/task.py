@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
+from speechssl.answers import moved
 from speechssl.data.corpus import Corpus
 from speechssl.errors import ManifestError, SpeechsslError
 from speechssl.metric.diarization import jaccard_errors
@@ -107,26 +108,14 @@ class Diarization(Task):
         return Evaluation(metrics=metrics, files=files)
 
     @override
-    def infer(
-        self,
-        head: nn.Module,
-        features: Mapping[str, Tensor],
-        utterances: Sequence[Utterance],
-        data: TaskData,
-        folder: Path,
-    ) -> Any:
-        """Path -> segments, ordered by their begin."""
+    def answer(self, head: nn.Module, features: Tensor, utterance: Utterance, data: TaskData) -> Any:
+        """Who speaks from when to when, ordered by the begin."""
         own = _own(head)
-        answer: dict[str, list[dict[str, Any]]] = {}
-        for utterance in utterances:
-            one = features[utterance.id]
-            (activity,) = self.predict(head, one[None], torch.tensor([len(one)], device=one.device), [utterance], data)
-            found = to_segments(activity, _decision(own), frame_rate=own.frame_rate, recording="speaker")
-            answer[utterance.path] = [
-                {"speaker": s.speaker, "start": round(s.start, 3), "end": round(s.end, 3)}
-                for s in sorted(found, key=lambda segment: segment.start)
-            ]
-        return answer
+        activity = super().answer(head, features, utterance, data)
+        found = to_segments(activity, _decision(own), frame_rate=own.frame_rate, recording="speaker")
+        ordered = sorted(found, key=lambda segment: segment.start)
+        spans = [{"speaker": s.speaker, "start": round(s.start, 3), "end": round(s.end, 3)} for s in ordered]
+        return moved(spans, utterance)
 
 
 def _own(head: nn.Module) -> DiarizationHead:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
+from speechssl.answers import moved
 from speechssl.classification.data import label_of
 from speechssl.data.corpus import Corpus
 from speechssl.data.seeds import derive_seed
@@ -93,22 +94,10 @@ class FrameProbe(PartProbe):
         return np.split(found, np.cumsum(lengths.tolist())[:-1])
 
     @override
-    def infer(
-        self,
-        head: nn.Module,
-        features: Mapping[str, Tensor],
-        utterances: Sequence[Utterance],
-        data: TaskData,
-        folder: Path,
-    ) -> Any:
-        """Path -> what `describe` makes of it."""
-        del folder
-        answer: dict[str, Any] = {}
-        for utterance in utterances:
-            one = features[utterance.id]
-            (found,) = self.predict(head, one[None], torch.tensor([len(one)], device=one.device), [utterance], data)
-            answer[utterance.path] = self.describe(found, timed(head).frame_rate, data)
-        return answer
+    def answer(self, head: nn.Module, features: Tensor, utterance: Utterance, data: TaskData) -> Any:
+        """What `describe` makes of it."""
+        found = super().answer(head, features, utterance, data)
+        return moved(self.describe(found, timed(head).frame_rate, data), utterance)
 
     def labelled(
         self, head: nn.Module, predictions: Mapping[str, NDArray[Any]], data: TaskData, split: str

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from speechssl.answers import moved
 from speechssl.data.corpus import Corpus
 from speechssl.result import Evaluation
 from speechssl.task import TaskData
@@ -79,6 +80,11 @@ class SegmentProbe(PartProbe):
             [{**_span(s, u, own, int(n)), **next(found)} for s in part]
             for u, part, n in zip(utterances, parts, lengths, strict=True)
         ]
+
+    @override
+    def answer(self, head: nn.Module, features: Tensor, utterance: Utterance, data: TaskData) -> Any:
+        """Of a file that nobody has cut, one segment."""
+        return moved(super().answer(head, features, utterance, data), utterance)
 
     @override
     def evaluate(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
+from speechssl.answers import moved, name_stretches
 from speechssl.data.corpus import Corpus
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.feature_batches import Features
@@ -168,16 +169,23 @@ class QueryByExample(Task):
             device=torch.device("cpu"),
             report=lambda _, text: logger.info("%s", text),
         )[0, 0]
-        found = []
+        found, names = [], name_stretches(utterances)
         for utterance, score in zip(documents, scores.tolist(), strict=True):
             first, last = find_place(frames[query.id], frames[utterance.id], self.config)
-            place = {"start": round(first / rate, 3), "end": round((last + 1) / rate, 3)}
-            found.append({"path": utterance.path, "score": round(score, 4), **place})
+            (place,) = moved([{"start": round(first / rate, 3), "end": round((last + 1) / rate, 3)}], utterance)
+            found.append({"path": names[utterance.id], "score": round(score, 4), **place})
         return {
-            "query": query.path,
+            "query": names[query.id],
             "layer": data.extra["layer"],
             "documents": sorted(found, key=lambda one: -float(one["score"])),
         }
+
+    @override
+    def table(self, found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+        """A row for each document, the best first."""
+        columns = ("path", "score", "start", "end")
+        rows = [[str(one[column]) for column in columns] for one in found["documents"]]
+        return [f"file with {found['query']}", *columns[1:]], rows
 
     def _chosen(self) -> tuple[int, int]:
         if self._choice is None:

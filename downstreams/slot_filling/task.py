@@ -5,7 +5,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -104,24 +103,11 @@ class SlotFilling(CtcTask):
         )
 
     @override
-    def infer(
-        self,
-        head: nn.Module,
-        features: Mapping[str, Tensor],
-        utterances: Sequence[Utterance],
-        data: TaskData,
-        folder: Path,
-    ) -> Any:
-        """Path -> words, and its slots in order."""
-        del folder
-        found: dict[str, Any] = {}
-        for utterance in utterances:
-            one = features[utterance.id]
-            (labels,) = self.predict(head, one[None], torch.tensor([one.size(0)]), [utterance], data)
-            tagged = vocabulary_of(data).decode(labels)
-            slots = [{"slot": slot.name, "value": remove_tags(slot.value)} for slot in find_slots(tagged)]
-            found[utterance.path] = {"text": " ".join(remove_tags(tagged).split()), "slots": slots}
-        return found
+    def answer(self, head: nn.Module, features: Tensor, utterance: Utterance, data: TaskData) -> Any:
+        """The words, and the slots in order."""
+        tagged = vocabulary_of(data).decode(super().answer(head, features, utterance, data))
+        slots = [{"slot": slot.name, "value": remove_tags(slot.value)} for slot in find_slots(tagged)]
+        return {"text": " ".join(remove_tags(tagged).split()), "slots": slots}
 
     def _check_tags(self, corpus: Corpus, split: str, utterance: Utterance, names: Collection[str]) -> None:
         """A tag inside of a value, or without its other end, is a mistake of the corpus.

@@ -5,6 +5,7 @@ B batch, T frames, D width, E embedding.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from speechssl.answers import name_stretches
 from speechssl.data.corpus import Corpus
 from speechssl.errors import SpeechsslError
 from speechssl.files import replacing
@@ -234,7 +236,8 @@ class SpeakerVerification(Task):
             one = features[utterance.id]
             rows.extend(self.predict(head, one[None], torch.tensor([len(one)]), [utterance], data))
         vectors = torch.stack(rows)
-        found = {"files": [u.path for u in utterances], "cosine": _rounded(vectors @ vectors.T)}
+        names = name_stretches(utterances)
+        found = {"files": [names[u.id] for u in utterances], "cosine": _rounded(vectors @ vectors.T)}
         scores = (vectors @ vectors.T).double()
         if "cohort" in data.extra:
             cohort = Cohort(torch.tensor(data.extra["cohort"]))
@@ -246,6 +249,15 @@ class SpeakerVerification(Task):
                 torch.from_numpy(Calibration(*data.extra["calibration"]).apply(scores))
             )
         return found
+
+    @override
+    def table(self, found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+        """A row for each pair of files."""
+        files: Sequence[str] = found["files"]
+        measures = [name for name in found if name != "files"]
+        pairs = combinations(range(len(files)), 2)
+        rows = [[files[a], files[b], *(f"{found[name][a][b]:.4f}" for name in measures)] for a, b in pairs]
+        return ["file", "other file", *measures], rows
 
 
 def _rounded(matrix: Tensor) -> list[list[float]]:

@@ -58,7 +58,7 @@ def command(  # noqa: PLR0917  typer calls it by keyword
         list[str] | None,
         typer.Option("--set", "-s", help="Deepfake detection: hop=0.25, window=2 (seconds), prior=0.1 (of spoofed)."),
     ] = None,
-    table: Annotated[bool, typer.Option("--table", help="Deepfake detection: a table instead of JSON.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="A table instead of JSON.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Deepfake detection: HTML page to write, with a curve over time for each file.")
     ] = None,
@@ -90,6 +90,8 @@ def command(  # noqa: PLR0917  typer calls it by keyword
 
     Example: speechssl infer exp/asr/pretrained/seed0 a.flac b.wav -o transcripts.json
 
+    Example: speechssl infer exp/emotion_recognition/hubert_base/seed0 data/calls/wav.scp --table
+
     Example: speechssl infer exp/deepfake_detection/pretrained/seed0 calls/ --table --plot calls.html -s hop=0.5
 
     Example: speechssl infer voice_conversion --source a.wav --voice b.wav c.wav --out d.wav
@@ -106,10 +108,10 @@ def command(  # noqa: PLR0917  typer calls it by keyword
         for path, kind, example in ((out, "JSON", "results.json"), (plot, "HTML", "page.html")):
             if path is not None:  # before anything is computed
                 _check_out(path, kind, example)
-        shown = table or plot is not None
         found = _apply(
-            run_folder, files, out=out, settings=setting or (), shown=shown, upstream=upstream, device=device
-        )
+            run_folder, files, out=out, settings=setting or (), plotted=plot is not None, upstream=upstream,
+            device=device,
+        )  # fmt: skip
         _show(found, run_folder, out=out, table=table, plot=plot)
         return
     if files:
@@ -151,7 +153,7 @@ def _apply(
     *,
     out: Path | None,
     settings: Sequence[str],
-    shown: bool,
+    plotted: bool,
     upstream: str | None,
     device: str,
 ) -> "Applied":
@@ -160,8 +162,8 @@ def _apply(
 
     given = split_settings(settings)
     run = load_run(run_folder, upstream=upstream, device=device)
-    if shown and not isinstance(run.task, JudgesFiles):
-        raise ConfigError(f"The task '{run.task.name}' shows files as JSON only: leave out `--table` and `--plot`.")
+    if plotted and not isinstance(run.task, JudgesFiles):
+        raise ConfigError(f"The task '{run.task.name}' has no curve over time: leave out `--plot`.")
     # Beside the JSON file, and never the file itself.
     beside = None if out is None else out.with_suffix("") if out.suffix else out.with_name(f"{out.name}_files")
     return Applied(run.task, infer_with(run, files, folder=beside or run_folder / "infer", settings=given))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
+from speechssl.answers import answer_each
 from speechssl.audio import read_audio
 from speechssl.data.corpus import Corpus, where_is
 from speechssl.data.flac import write_flac
@@ -161,17 +162,18 @@ class MaskingTask(Task):
         folder: Path,
     ) -> Any:
         """Writes the estimates beside one another: path -> the files, of the rate and length of the input."""
-        answer: dict[str, list[str]] = {}
         taken: set[str] = set()
-        for utterance in utterances:
+
+        def write(utterance: Utterance) -> list[str]:
             one = features[utterance.id]
             waveform = read_audio(
                 utterance.path, sample_rate=SAMPLE_RATE, start=utterance.start, duration=utterance.duration
             )
             sizes = torch.tensor([len(one)], device=one.device), torch.tensor([len(waveform)])
             estimates = self._estimate(head, one[None], sizes[0], waveform[None], sizes[1])[0].cpu()
-            answer[utterance.path] = write_like(utterance, estimates, self.outputs, folder=folder, taken=taken)
-        return answer
+            return write_like(utterance, estimates, self.outputs, folder=folder, taken=taken)
+
+        return answer_each(utterances, write)
 
     def _estimate(self, head: nn.Module, features: Tensor, lengths: Tensor, mixture: Tensor, samples: Tensor) -> Tensor:
         """Estimates of the sources, (B, N, S), on the device of the features."""

@@ -22,7 +22,7 @@ from speechssl.data.corpus import open_corpus
 from speechssl.devices import CPU
 from speechssl.feature_store import FeatureStore
 from speechssl.fitting import Fit
-from speechssl.inference import infer
+from speechssl.inference import infer_with, load_run
 from speechssl.jobs import RunOptions, build_task, compute_features
 from speechssl.loading import load_upstream
 from speechssl.predicting import predict
@@ -201,4 +201,8 @@ def test_a_run_measures_dev_and_test_and_is_applied_to_files(name: str, labelled
     assert load_result(folder).test.metrics.keys() == result.test.metrics.keys()
     assert all((folder / file).is_file() for file in result.test.files.values())
     files = sorted((labelled / "audio").glob("aa*.flac"))[-3:]
-    json.dumps(infer(folder, files, out=tmp_path / "out"))
+    loaded = load_run(folder)
+    found = infer_with(loaded, files, folder=tmp_path / "out")
+    json.dumps(found)
+    header, rows = loaded.task.table(found)
+    assert rows and all(len(row) == len(header) and all(isinstance(cell, str) for cell in row) for row in rows)
