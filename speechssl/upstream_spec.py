@@ -1,4 +1,8 @@
-"""How runs name upstreams: `[label=]name`, with `:random` or `:random:SEED` after the name for random weights."""
+"""How runs name upstreams: `[label=]name`.
+
+After the name `:raw` gives it waveforms as they are, whatever its checkpoint says about normalising them, and `:random`
+or `:random:SEED` random weights.
+"""
 
 import os
 import re
@@ -14,7 +18,7 @@ from speechssl.result import UpstreamInfo
 from speechssl.upstream import Upstream
 
 UpstreamLike = str | Path | Upstream
-RANDOM = re.compile(r"(?P<name>.+):random(:(?P<seed>\d+))?")
+SPEC = re.compile(r"(?P<name>.+?)(?P<raw>:raw)?(?P<random>:random(:(?P<seed>\d+))?)?")
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class UpstreamSpec:
     """What `load_upstream` takes."""
     random_weights: int | None = None
     """Seed; None = the published or saved weights."""
+    normalize: bool | None = None
+    """Whether waveforms are normalised first; None = as the checkpoint says."""
 
     @property
     def folder(self) -> str:
@@ -45,7 +51,7 @@ class UpstreamCard:
 
 
 def parse_spec(text: str, *, random_weights: int | None = None) -> UpstreamSpec:
-    """Parses '[label=]name[:random[:SEED]]'.
+    """Parses '[label=]name[:raw][:random[:SEED]]'.
 
     Args:
         random_weights: seed for every upstream, as if ':random:SEED' stood after each name.
@@ -55,11 +61,13 @@ def parse_spec(text: str, *, random_weights: int | None = None) -> UpstreamSpec:
         label, rest = "", text
     if not rest:
         raise ConfigError(f"An upstream must look like name or label=name, but is '{text}'.")
-    match = RANDOM.fullmatch(rest)
-    name = match["name"] if match else rest
-    seed = int(match["seed"] or 0) if match else None
-    seed = random_weights if seed is None else seed
-    return UpstreamSpec(label or default_label(name, seed), name, seed)
+    match = SPEC.fullmatch(rest)
+    if match is None:
+        raise ConfigError(f"An upstream must be named on one line, but is {text!r}.")
+    name, raw = match["name"], bool(match["raw"])
+    seed = int(match["seed"] or 0) if match["random"] else random_weights
+    own = default_label(f"{name}_raw" if raw else name, seed)
+    return UpstreamSpec(label or own, name, seed, False if raw else None)
 
 
 def default_label(name: str, random_weights: int | None) -> str:
@@ -103,7 +111,7 @@ def _resolve(
 
 def load(spec: UpstreamSpec, *, device: str) -> Upstream:
     """Loads what a spec names."""
-    return load_upstream(spec.name, device=device, random_weights=spec.random_weights)
+    return load_upstream(spec.name, device=device, random_weights=spec.random_weights, normalize=spec.normalize)
 
 
 def make_card(spec: UpstreamSpec, upstream: Upstream) -> UpstreamCard:

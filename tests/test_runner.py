@@ -317,6 +317,9 @@ def test_upstream_specs_name_label_and_random_seed() -> None:
     assert (spec.label, spec.name, spec.random_weights) == ("a", "hubert_tiny", 7)
     assert parse_spec("exp/pretrain2/upstream").label == "pretrain2"
     assert parse_spec("fbank", random_weights=2).random_weights == 2
+    raw = parse_spec("big=wavlm_large:raw:random")
+    assert (raw.label, raw.name, raw.random_weights, raw.normalize) == ("big", "wavlm_large", 0, False)
+    assert (parse_spec("wavlm_large:raw").label, parse_spec("wavlm_large").normalize) == ("wavlm_large_raw", None)
     assert parse_spec("my model (best)=fbank").folder == "my_model_best"
     with pytest.raises(ConfigError, match="label=name"):
         parse_spec("x=")
@@ -367,6 +370,17 @@ def test_the_command_line_runs_a_task_and_applies_it(
         main(["infer", str(out / "asr/base/seed0"), str(file)])
     assert stopped.value.code == 0
     assert list(json.loads(capsys.readouterr().out)) == [str(file)]
+    (tmp_path / "wav.scp").write_text(f"whole {file}\n")
+    (tmp_path / "segments").write_text("begin whole 0 0.5\nend whole 0.5 -1\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["infer", str(out / "asr/base/seed0"), str(tmp_path / "wav.scp"), "--table"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert "0.00–0.50 s" in shown and "stretch" in shown and "answer" in shown
+    with pytest.raises(SystemExit) as stopped:
+        main(["infer", str(out / "asr/base/seed0"), str(file), "--plot", str(tmp_path / "page.html")])
+    assert stopped.value.code == 1
+    assert "'asr' has no curve over time: leave out `--plot`" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--set", "train.stps=4"])
     assert stopped.value.code == 1

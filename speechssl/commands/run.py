@@ -24,7 +24,8 @@ def command(  # noqa: PLR0917  typer calls it by keyword
         typer.Option(
             "--upstream",
             "-u",
-            help="Name (see `speechssl list`) or folder; label=NAME names it, NAME:random[:SEED] has random weights. "
+            help="Name (see `speechssl list`) or folder; label=NAME names it, NAME:random[:SEED] has random weights, "
+            "NAME:raw hears waveforms as they are though its checkpoint normalises them. "
             "Several: -u one -u other.",
         ),
     ],
