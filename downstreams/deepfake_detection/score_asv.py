@@ -95,7 +95,7 @@ def _own_keys(path: Path) -> Trials:
         raise ConfigError(f"{path} does not say who is a target: give the keys too, `--set asv_protocol=FILE`.")
     column = next(name for name in ("asv_score", "sasv_score", "score") if name in table.columns)
     names = {"id": "attack", **{n: n for n in table.columns if n not in {"id", column}}}
-    if len(set(table.columns["id"])) > 0.5 * len(table):
+    if len(table.columns["id"].counted[0]) > 0.5 * len(table):
         names["id"] = "id"
     found = {names[n]: values for n, values in table.columns.items() if n in names}
     return _trials(Table(path, found, table.lines), table.numbers(column))
@@ -112,8 +112,7 @@ def _with_protocol(path: Path, protocol: Path, settings: Mapping[str, str]) -> T
 
 
 def _trials(table: Table, scores: Floats) -> Trials:
-    keys = table.keys("asv_label")
-    target, nontarget = (np.array([key in kind for key in keys]) for kind in (TARGET, NONTARGET))
+    target, nontarget = (table.marked("asv_label", kind) for kind in (TARGET, NONTARGET))
     rows = np.arange(len(table))
     return Trials(table, rows, True, target | nontarget, target, {"asv": scores[:, None]}, [table.path.stem])
 

@@ -13,19 +13,15 @@ a known column is a header; else the columns are found: keys are those of the wo
 | protocols | see LAYOUTS, or a header |
 """
 
-import csv
-import gc
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from downstreams.deepfake_detection.score_text import Places, Texts, read_columns
 from speechssl.errors import ManifestError
-from speechssl.text_files import all_lines
 
 BONA_FIDE = frozenset({"bonafide", "bona-fide", "bona_fide", "bona fide", "real", "genuine", "human"})
 SPOOF = frozenset({"spoof", "spoofed", "fake", "deepfake"})
@@ -67,11 +63,11 @@ class Table:
     """Lines in columns, all of N values; what a column is, is its name (see NAMES)."""
 
     path: Path
-    columns: Mapping[str, Sequence[str]]
-    lines: Sequence[int]
+    columns: Mapping[str, Texts]
+    lines: Places
     """(N,) the number of each line in the file."""
 
-    def where(self, row: int) -> str:
+    def where(self, row: int | np.intp) -> str:
         """'<path>, line <n>,' for messages."""
         return f"{self.path}, line {self.lines[row]},"
 
@@ -84,7 +80,7 @@ class Table:
         Raises:
             ManifestError: a cell that is no number, or not finite; the message counts them and names the first line.
         """
-        values = np.fromiter(map(_number, self.columns[name]), dtype=np.float64, count=len(self))
+        values = self.columns[name].numbers()
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
             first = int(bad[0])
@@ -94,21 +90,22 @@ class Table:
             )
         return values
 
-    def keys(self, name: str) -> list[str]:
-        """(N,) labels in lower case.
+    def marked(self, name: str, kinds: frozenset[str]) -> NDArray[np.bool_]:
+        """(N,) which labels are of some kinds, in small or capital letters.
 
         Raises:
             ManifestError: a label that is none of KEYS; the message counts them and names the first line.
         """
-        words = {text: text.strip().lower() for text in set(self.columns[name])}
-        wrong = {text for text, word in words.items() if word not in KEYS}
-        if wrong:
-            bad = [row for row, text in enumerate(self.columns[name]) if text in wrong]
+        column = self.columns[name]
+        names, codes = column.counted
+        words = [text.strip().lower() for text in names]
+        bad = np.flatnonzero(np.array([word not in KEYS for word in words])[codes])
+        if bad.size:
             raise ManifestError(
-                f"{self.where(bad[0])} has the label '{self.columns[name][bad[0]]}', the first of {len(bad)} that are "
+                f"{self.where(bad[0])} has the label '{column[bad[0]]}', the first of {bad.size} that are "
                 "neither 'bonafide' nor 'spoof', nor 'target' or 'nontarget'."
             )
-        return [words[text] for text in self.columns[name]]
+        return np.array([word in kinds for word in words])[codes]
 
 
 def has_scores_and_keys(path: Path) -> bool:
@@ -162,7 +159,7 @@ def read_scores(path: Path, *, most: int | None = None) -> Table:
     return Table(path, _sort_labels(found), lines)
 
 
-def read_protocol(path: Path, ids: Collection[str] = ()) -> Table:
+def read_protocol(path: Path, ids: Sequence[str] = ()) -> Table:
     """Reads a protocol: a table with `id` and `label` (bona fide or spoof) or `asv_label` (target, nontarget, spoof).
 
     Args:
@@ -186,12 +183,12 @@ def read_protocol(path: Path, ids: Collection[str] = ()) -> Table:
             f"No column of {path} says 'bonafide' or 'spoof' on line {lines[0]}, so this is no protocol: "
             "SCORES come first, PROTOCOL last."
         )
-    known = set(ids)
-    sample = np.linspace(0, len(lines) - 1, min(len(lines), 1000)).astype(int)
-    hits = [sum(column[row] in known for row in sample) for column in columns]
+    known = ids if isinstance(ids, Texts) else Texts.of(ids)
+    sample = [column.take(np.linspace(0, len(lines) - 1, min(len(lines), 1000)).astype(int)) for column in columns]
+    hits = [int((known.find(some) >= 0).sum()) for some in sample]
     if not any(hits):
-        known = set(map(stem, ids))
-        hits = [sum(stem(column[row]) in known for row in sample) for column in columns]
+        known = stems(known)
+        hits = [int((known.find(stems(some)) >= 0).sum()) for some in sample]
     layout = next((names for names in LAYOUTS if len(names) == len(columns) and names.index("label") == key), None)
     if any(hits):
         place = int(np.argmax(hits))
@@ -213,84 +210,50 @@ def stem(name: str) -> str:
     return before if point and ending.lower() in ENDINGS else name
 
 
-def _sort_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+def stems(names: Texts) -> Texts:
+    """The stem of each."""
+    return Texts.of(map(stem, names))
+
+
+def _sort_labels(columns: Mapping[str, Texts]) -> dict[str, Texts]:
     """Labels that speak of targets are those of verification."""
     found = dict(columns)
-    if "label" in found and {word.strip().lower() for word in set(found["label"])} & (TARGET | NONTARGET):
+    if "label" in found and {word.strip().lower() for word in found["label"].counted[0]} & (TARGET | NONTARGET):
         found["asv_label"] = found.pop("label")
         if "score" in found and not {"asv_score", "sasv_score"} & found.keys():
             found["sasv_score"] = found.pop("score")
     return found
 
 
-def _named(header: Sequence[str], columns: Sequence[Sequence[str]]) -> dict[str, Sequence[str]]:
-    found: dict[str, Sequence[str]] = {}
+def _named(header: Sequence[str], columns: Sequence[Texts]) -> dict[str, Texts]:
+    found: dict[str, Texts] = {}
     for name, column in zip(header, columns, strict=True):
         kind = NAMES.get(name, name)
         found[name if kind in found else kind] = column
     return found
 
 
-def _find_keys(columns: Sequence[Sequence[str]]) -> int | None:
+def _find_keys(columns: Sequence[Texts]) -> int | None:
     """The column that has most keys, the last of equals; None where the first line has none."""
-    places = [place for place, column in enumerate(columns) if column[0].strip().lower() in KEYS]
     shares = {}
-    for place in places:
-        counts = Counter(columns[place])
-        shares[place] = sum(count for text, count in counts.items() if text.strip().lower() in KEYS)
-    return max(places, key=lambda place: (shares[place], place), default=None)
+    for place, column in enumerate(columns):
+        if column[0].strip().lower() in KEYS:
+            names, codes = column.counted
+            counts = np.bincount(codes)
+            shares[place] = sum(int(n) for n, text in zip(counts, names, strict=True) if text.strip().lower() in KEYS)
+    return max(shares, key=lambda place: (shares[place], place), default=None)
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keeps Python from searching millions of new lists for cycles, over and over."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_no_collection()
-def _read(path: Path, most: int | None = None) -> tuple[list[str] | None, list[tuple[str, ...]], list[int]]:
+def _read(path: Path, most: int | None = None) -> tuple[list[str] | None, list[Texts], Places]:
     """Header in lower case with underscores, columns, line numbers."""
-    numbers, lines = [], []
-    for number, (_, line) in enumerate(all_lines(path), 1):
-        if line and not line.isspace():
-            numbers.append(number)
-            lines.append(line)
-            if len(lines) == most:
-                break
-    if not lines:
-        raise ManifestError(f"{path} is empty: give a file with one line per trial.")
-    if "\t" in lines[0]:
-        rows = [line.split("\t") for line in lines]
-    elif "," in lines[0]:
-        rows = list(csv.reader(lines))
-    else:
-        rows = [line.split() for line in lines]
-    width = len(rows[0])
-    if any(len(row) != width for row in rows):
-        bad = [row for row, cells in enumerate(rows) if len(cells) != width]
-        raise ManifestError(
-            f"{path}, line {numbers[bad[0]]}, has {len(rows[bad[0]])} columns, the first of {len(bad)} lines that do "
-            f"not have {width} as line {numbers[0]} has."
-        )
-    header = [cell.strip().lower().replace("-", "_").replace(" ", "_") for cell in rows[0]]
-    if not any(_is_number(cell) for cell in rows[0]) and set(header) & set(NAMES):
-        if len(rows) == 1:
-            raise ManifestError(f"{path} has a header and no trials.")
-        return header, list(zip(*rows[1:], strict=True)), numbers[1:]
-    return None, list(zip(*rows, strict=True)), numbers
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
+    columns, numbers = read_columns(path, most)
+    first = [column[0] for column in columns]
+    header = [cell.strip().lower().replace("-", "_").replace(" ", "_") for cell in first]
+    if any(map(_is_number, first)) or not set(header) & set(NAMES):
+        return None, columns, numbers
+    if numbers.size == 1:
+        raise ManifestError(f"{path} has a header and no trials.")
+    return header, [column[1:] for column in columns], numbers[1:]
 
 
 def _is_number(text: str) -> bool:

@@ -10,14 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from downstreams.deepfake_detection.score_table import (
-    SPOOF,
-    TARGET,
-    Table,
-    read_protocol,
-    read_scores,
-    stem,
-)
+from downstreams.deepfake_detection.score_join import check_duplicates, chosen_by, join
+from downstreams.deepfake_detection.score_table import SPOOF, TARGET, Table, read_protocol, read_scores, stems
+from downstreams.deepfake_detection.score_text import Texts
 from speechssl.errors import ConfigError, ManifestError, nearest
 
 Floats = NDArray[np.float64]
@@ -65,16 +60,13 @@ class Trials:
 
     def values(self, name: str) -> list[str]:
         """(N,) of a column of the protocol."""
-        column = self.table.columns[name]
-        return [column[row] for row in self.rows]
+        return list(self.table.columns[name].take(self.rows))
 
     def column(self, name: str) -> Column:
         """The same, counted."""
         if name not in self.counted:
-            codes: dict[str, int] = {}
-            values = (codes.setdefault(value, len(codes)) for value in self.values(name))
-            found = np.fromiter(values, dtype=np.intp, count=len(self))
-            self.counted[name] = Column([name.strip() for name in codes], found)
+            names, codes = self.table.columns[name].take(self.rows).counted
+            self.counted[name] = Column([name.strip() for name in names], codes)
         return self.counted[name]
 
     def times(self, factors: Floats) -> "Trials":
@@ -151,14 +143,14 @@ def load_trials(paths: Sequence[Path], protocol: Path | None, settings: Mapping[
     notes: list[str] = []
     paired = all("speaker" in t.columns for t in (*tables, truth)) and "asv_label" in truth.columns
     names = [_names(table, paired) for table in tables]
-    known, short = _index(truth, _names(truth, paired)), False
-    if not any(name in known for name in names[0]) and not paired:
-        known, short = _index(truth, [stem(name) for name in truth.columns["id"]]), True
-        names = [[stem(name) for name in some] for some in names]
-    kept = _where(truth, settings, notes)
-    rows = [_match(t, n, truth, known, kept, settings, notes) for t, n in zip(tables, names, strict=True)]
+    known = _names(truth, paired)
+    short = not paired and not (known.find(names[0]) >= 0).any()
     if short:
+        known, names = stems(known), [stems(some) for some in names]
         notes.append("Names were compared without folders and endings.")
+    check_duplicates(truth, known)
+    kept = chosen_by(settings, truth, notes)
+    rows = [join(t, n, truth, known, kept, settings, notes) for t, n in zip(tables, names, strict=True)]
     kept = kept & np.logical_and.reduce([found >= 0 for found in rows])
     if not kept.any():
         raise ManifestError(f"No trial of {truth.path} has a score in {paths[0]}: give the files that belong together.")
@@ -180,12 +172,8 @@ def _truth(truth: Table, kept: Mask) -> tuple[Mask, Mask | None]:
     Raises:
         ManifestError: one class only.
     """
-    keys = truth.keys("label" if "label" in truth.columns else "asv_label")
-    bona_fide = np.fromiter((key not in SPOOF for key in keys), dtype=bool, count=len(keys))[kept]
-    target = None
-    if "asv_label" in truth.columns:
-        verified = truth.keys("asv_label")
-        target = np.fromiter((key in TARGET for key in verified), dtype=bool, count=len(verified))[kept]
+    bona_fide = ~truth.marked("label" if "label" in truth.columns else "asv_label", SPOOF)[kept]
+    target = truth.marked("asv_label", TARGET)[kept] if "asv_label" in truth.columns else None
     if bona_fide.all() or not bona_fide.any():
         only, none = ("bona fide", "spoofed") if bona_fide.all() else ("spoofed", "bona fide")
         raise ManifestError(
@@ -194,101 +182,10 @@ def _truth(truth: Table, kept: Mask) -> tuple[Mask, Mask | None]:
     return bona_fide, target
 
 
-def _names(table: Table, paired: bool) -> Sequence[str]:
+def _names(table: Table, paired: bool) -> Texts:
     if not paired:
         return table.columns["id"]
-    return [f"{speaker} {name}" for speaker, name in zip(table.columns["speaker"], table.columns["id"], strict=True)]
-
-
-def _index(table: Table, names: Sequence[str]) -> dict[str, int]:
-    """Name -> row.
-
-    Raises:
-        ManifestError: a name that occurs twice.
-    """
-    found = dict(zip(names, range(len(names)), strict=True))
-    if len(found) == len(names):
-        return found
-    first: dict[str, int] = {}
-    twice = [row for row, name in enumerate(names) if first.setdefault(name, row) != row]
-    row = twice[0]
-    raise ManifestError(
-        f"{table.where(row)} names {names[row]} again, which line {table.lines[first[names[row]]]} has, the first of "
-        f"{len(twice)} duplicates: a trial is judged once, so remove them."
-    )
-
-
-def _where(truth: Table, settings: Mapping[str, str], notes: list[str]) -> Mask:
-    """The trials that `where` keeps, all its conditions being met."""
-    kept = np.ones(len(truth), dtype=bool)
-    for condition in filter(None, settings.get("where", "").split(",")):
-        name, _, value = condition.partition("=")
-        if not value or name not in truth.columns:
-            raise ConfigError(
-                f"`where` must be COLUMN=VALUE with a column of {truth.path} ({', '.join(sorted(truth.columns))}), but "
-                f"is '{condition}'.{nearest(name, truth.columns)}"
-            )
-        chosen = np.fromiter((text == value for text in truth.columns[name]), dtype=bool, count=len(truth))
-        if not chosen.any():
-            raise ConfigError(
-                f"No line of {truth.path} has the {name} '{value}'.{nearest(value, set(truth.columns[name]))}"
-            )
-        kept &= chosen
-    if not kept.all():
-        notes.append(f"{int(kept.sum())} of {kept.size} trials are those where {settings['where']}.")
-    return kept
-
-
-def _match(  # noqa: PLR0917  a join is two tables, and what is said about it
-    table: Table,
-    names: Sequence[str],
-    truth: Table,
-    known: Mapping[str, int],
-    kept: Mask,
-    settings: Mapping[str, str],
-    notes: list[str],
-) -> NDArray[np.intp]:
-    """(N,) the row of each trial in the scores, -1 = none.
-
-    Raises:
-        ManifestError: trials without score or scores without trial, unless `unmatched` is 'drop'; duplicates.
-    """
-    _index(table, names)
-    places = np.fromiter((known.get(name, -1) for name in names), dtype=np.intp, count=len(names))
-    rows = np.full(len(truth), -1, dtype=np.intp)
-    rows[places[places >= 0]] = np.flatnonzero(places >= 0)
-    extra, missing = np.flatnonzero(places < 0), np.flatnonzero(kept & (rows < 0))
-    _check_labels(table, truth, rows)
-    said = []
-    if missing.size:
-        first = f"{truth.columns['id'][missing[0]]} (line {truth.lines[missing[0]]} of {truth.path})"
-        said.append(f"{missing.size} of {int(kept.sum())} trials have no score, first {first}")
-    if extra.size:
-        line = f"line {table.lines[extra[0]]}"
-        said.append(f"{extra.size} of {len(table)} scores are of no trial, first {names[extra[0]]} ({line})")
-    if said:
-        sentence = f"{table.path}: {', and '.join(said)}"
-        if settings.get("unmatched", "error") != "drop":
-            raise ManifestError(
-                f"{sentence}: give files that belong together, or leave those out with `--set unmatched=drop`."
-            )
-        notes.append(f"{sentence}: left out.")
-    return rows
-
-
-def _check_labels(table: Table, truth: Table, rows: NDArray[np.intp]) -> None:
-    """Score files that say what is true must say what the protocol says."""
-    if table is truth or "label" not in table.columns or "label" not in truth.columns:
-        return
-    ours, theirs = (np.array([key in SPOOF for key in t.keys("label")]) for t in (truth, table))
-    wrong = np.flatnonzero((rows >= 0) & (ours != theirs[rows]))
-    if wrong.size:
-        row = int(wrong[0])
-        label, other = truth.columns["label"][row], table.columns["label"][rows[row]]
-        raise ManifestError(
-            f"{table.where(rows[row])} calls {truth.columns['id'][row]} '{other}', but line {truth.lines[row]} of "
-            f"{truth.path} '{label}', the first of {wrong.size} contradictions: give files of one set of trials."
-        )
+    return Texts.of(f"{one} {two}" for one, two in zip(table.columns["speaker"], table.columns["id"], strict=True))
 
 
 def _system_names(paths: Sequence[Path]) -> list[str]:
