@@ -16,6 +16,7 @@ from speechssl.probe import Probe
 from speechssl.result import Evaluation
 from speechssl.task import TaskData
 from speechssl.types import Utterance
+from speechssl.upstream import Upstream
 
 Report = Callable[[float, str], None]
 """report(steps done since the last call, note such as the loss)."""
@@ -59,7 +60,8 @@ class FitsInPasses(Protocol):
         Args:
             passes: each call goes once through all that training hears.
             generator: derived from the seed of the run.
-            report: takes what share of the work was done since the last call, and a note.
+            report: takes what share of the work was done since the last call, and a note. The state of the head is
+                then saved: a run that was interrupted calls this again, with that state.
         """
 
 
@@ -74,6 +76,14 @@ class StartsFromFeatures(Protocol):
             passes: each call goes once through all that training hears.
             generator: derived from the seed of the run.
         """
+
+
+@runtime_checkable
+class ChecksUpstream(Protocol):
+    """A task that goes with certain upstreams alone."""
+
+    def check_upstream(self, upstream: Upstream) -> None:
+        """Raises a SpeechsslError unless it can be run on this one; asked before anything is computed."""
 
 
 @runtime_checkable

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from speechssl.abilities import ChecksUpstream
 from speechssl.config import from_dict, load_config
 from speechssl.data.corpus import Corpus, open_corpus
 from speechssl.devices import resolve_devices
@@ -96,6 +97,8 @@ def run(
         data = prepare_data(task, opened)
         for spec, loaded in specs:
             model = load(spec, device=str(device)) if loaded is None else loaded
+            if isinstance(task, ChecksUpstream):
+                task.check_upstream(model)
             folder = Path(out, f"{name}_{task.about}" if task.about else name, spec.folder, *variant.folders)
             card = make_card(spec, model)
             jobs = [

@@ -19,8 +19,10 @@ from downstreams.voice_conversion.method import match_pieces
 from speechssl.checkpoint import save_upstream
 from speechssl.conversion import load_converter
 from speechssl.errors import SpeechsslError
+from speechssl.jobs import RunOptions
 from speechssl.loading import build_upstream, load_upstream
 from speechssl.registry import find_preset
+from speechssl.runner import run
 from speechssl.vocoder import MelConfig
 from speechssl.vocoder.chunks import context_frames, synthesise_pieces
 from speechssl.vocoder.folder import build_generator
@@ -209,3 +211,29 @@ def test_trimming_is_that_of_the_reference_and_can_be_left_out(parts: Path, knn_
     assert knn_vc.voice(parts / "b.wav").seconds == len(_trim(waveform)) / RATE
     knn_vc.trim = False
     assert knn_vc.voice(parts / "b.wav").seconds == len(waveform) / RATE
+
+
+def test_a_run_gives_a_public_vocoder_features_of_waveforms_as_they_are(
+    parts: Path, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("speechssl.vocoder.hifigan.KNNVC", SMALL_FEATURES)
+    settings = (
+        f"vocoder={parts / 'prematch_g_02500000.pt'}", "matching=raw", f"features.layers=[{LAYER}]", "train.steps=0",
+        "language=aa", "source_seconds=[0.8,3.0]", "targets=2", "reference_seconds=3", "profile_utterances=2",
+        "dev_pairs=2", "test_pairs=2", "judges=none",
+    )  # fmt: skip
+
+    def measure(upstream: str) -> None:
+        options = RunOptions(str(tmp_path / "cache"))
+        run(
+            "voice_conversion", upstream=upstream, corpus=tiny_corpus, out=tmp_path, overrides=settings,
+            options=options,
+        )  # fmt: skip
+
+    with pytest.raises(SpeechsslError, match=r"normalises its input, which the vocoder .* name it '.*wavlm:raw'"):
+        measure(str(parts / "wavlm"))
+    measure(f"{parts / 'wavlm'}:raw")
+    made = load_converter(tmp_path / "voice_conversion" / "wavlm_raw" / "seed0", trim=True)
+    alone = load_converter(upstream=parts / "wavlm", vocoder=parts / "prematch_g_02500000.pt")
+    found, expected = (c.convert(parts / "a.wav", parts / "b.wav").waveform for c in (made, alone))
+    assert torch.equal(found, expected)

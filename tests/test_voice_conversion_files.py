@@ -256,3 +256,5 @@ def test_a_run_with_a_vocoder_on_features_is_knn_vc(folder: Path, tiny_corpus: P
     found = load_converter(made, trim=True).convert(folder / "a.wav", folder / "b.wav")
     expected = load_converter(vocoder=folder / "vocoder").convert(folder / "a.wav", folder / "b.wav")
     assert torch.equal(found.waveform, expected.waveform)
+    with pytest.raises(SpeechsslError, match="another upstream than 'fbank'"):  # of the same width and rate
+        _run("fbank", tiny_corpus, tmp_path, vocoder=str(folder / "vocoder"), matching="raw", features=features)

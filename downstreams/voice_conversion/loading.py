@@ -16,14 +16,13 @@ from downstreams.voice_conversion.encoder import Encoder, encoder_of_run
 from downstreams.voice_conversion.method import match_pieces
 from downstreams.voice_conversion.synthesis.method import warn_of_one_voice
 from downstreams.voice_conversion.task import VoiceConversion
-from downstreams.voice_conversion.vocoders import NAMED, check_features, resolve_path
-from speechssl.errors import ConfigError, SpeechsslError
+from downstreams.voice_conversion.vocoders import NAMED, check_features, check_upstream, resolve_path
+from speechssl.errors import ConfigError
 from speechssl.forward import Precision
 from speechssl.inference import load_run
-from speechssl.loading import load_upstream
 from speechssl.registry import shipped_vocoders
 from speechssl.upstream import Upstream
-from speechssl.upstream_spec import parse_spec
+from speechssl.upstream_spec import load, parse_spec
 from speechssl.vocoder import FeatureSource, Vocoder, load_vocoder
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ def make_converter(
             f"The vocoder {vocoder} reads log-mel, which only the head of a run makes of features: add `--run RUN`, or "
             "give a vocoder that reads features."
         )
-    model = _upstream_of(loaded.source, upstream, device)
+    model = _upstream_of(loaded, upstream, device)
     wanted = next(iter(model.resolve_layers([loaded.source.layer if layer is None else layer])))
     check_features(loaded, layer=wanted, width=model.hidden_sizes[wanted], frame_rate=model.frame_rate)
     encoder = Encoder(model, [wanted], chunk=chunk, precision=precision)
@@ -124,26 +123,15 @@ def _shipped_for(upstream: str | Path | Upstream | None) -> str:
     )
 
 
-def _upstream_of(source: FeatureSource, upstream: str | Path | Upstream | None, device: str) -> Upstream:
-    """The upstream that a vocoder was trained on.
-
-    kNN-VC gives WavLM-Large the waveform as it is, though the model was trained on normalised ones; its public
-    vocoders, which name no fingerprint, know features of no other kind.
-    """
-    public = source.fingerprint is None
+def _upstream_of(vocoder: Vocoder, upstream: str | Path | Upstream | None, device: str) -> Upstream:
+    """The upstream that a vocoder was trained on; of a public one WavLM-Large, which hears waveforms as they are."""
     if isinstance(upstream, Upstream):
-        if public and upstream.normalize:
-            logger.warning("'%s' normalises its input, which kNN-VC's vocoders don't expect.", upstream.name)
         model = upstream
     else:
+        source = cast(FeatureSource, vocoder.source)
         spec = parse_spec(source.upstream if upstream is None else str(upstream))
-        normalize = False if public else None
-        model = load_upstream(spec.name, device=device, random_weights=spec.random_weights, normalize=normalize)
-    if not public and model.fingerprint() != source.fingerprint:
-        raise SpeechsslError(
-            f"The vocoder was trained on another upstream than '{model.name}': give the one that was used "
-            f"('{source.upstream}', fingerprint {source.fingerprint}) with `--upstream`."
-        )
+        model = load(replace(spec, normalize=False) if source.fingerprint is None else spec, device=device)
+    check_upstream(vocoder, model)
     return model
 
 

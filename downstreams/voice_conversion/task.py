@@ -28,13 +28,14 @@ from downstreams.voice_conversion.method import FeatureNeighbours, Method, Neare
 from downstreams.voice_conversion.output import write_speech
 from downstreams.voice_conversion.scoring import give_verdict, mean_value, score_metrics
 from downstreams.voice_conversion.synthesis.method import RecognitionSynthesis, warn_of_one_voice
-from downstreams.voice_conversion.vocoders import NAMED, load_for_run, resolve_vocoder, vocoder_key
+from downstreams.voice_conversion.vocoders import NAMED, check_upstream, load_for_run, resolve_vocoder, vocoder_key
 from speechssl.abilities import Passes
 from speechssl.data.corpus import Corpus
 from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.result import Evaluation, MetricValue
 from speechssl.task import Task, TaskData
 from speechssl.types import LossOutput, Utterance
+from speechssl.upstream import Upstream
 from speechssl.vocoder import MelConfig, Vocoder, log_mel
 from speechssl.vocoder.chunks import synthesise_pieces
 
@@ -70,6 +71,11 @@ class VoiceConversion(Task):
         if heard := data.splits.get("train"):
             self.method.start(head, heard, self._mel)
         return head
+
+    def check_upstream(self, upstream: Upstream) -> None:
+        """See `speechssl.abilities.ChecksUpstream`: a vocoder on features knows those of one upstream."""
+        if isinstance(self.method, FeatureNeighbours):
+            check_upstream(self.vocoder, upstream)
 
     def start_head(self, head: nn.Module, passes: Passes, data: TaskData, *, generator: torch.Generator) -> None:
         """See `speechssl.abilities.StartsFromFeatures`."""

@@ -7,7 +7,8 @@ from typing import cast
 
 from torch import nn
 
-from speechssl.errors import ConfigError
+from speechssl.errors import ConfigError, SpeechsslError
+from speechssl.upstream import Upstream
 from speechssl.vocoder import FeatureSource, Vocoder, load_vocoder
 from speechssl.vocoder.folder import folded_state
 
@@ -59,6 +60,29 @@ def check_features(vocoder: Vocoder, *, layer: int, width: int, frame_rate: floa
         raise ConfigError(
             f"The vocoder {vocoder.name} reads {vocoder.mel.frame_rate:g} frames per second, but the upstream gives "
             f"{frame_rate:g}: give the one that it was trained on ('{source.upstream}')."
+        )
+
+
+def check_upstream(vocoder: Vocoder, upstream: Upstream) -> None:
+    """Sees that features come from the upstream that a vocoder on features was trained on.
+
+    kNN-VC gives WavLM-Large the waveform as it is, though the model was trained on normalised ones; its public
+    vocoders, which name no fingerprint, know features of no other kind.
+
+    Raises:
+        SpeechsslError: they are of other weights, or of normalised waveforms.
+    """
+    source = cast(FeatureSource, vocoder.source)
+    if source.fingerprint is None:
+        if upstream.normalize:
+            raise SpeechsslError(
+                f"'{upstream.name}' normalises its input, which the vocoder {vocoder.name} does not expect: name it "
+                f"'{upstream.name}:raw', or set `upstream.normalize = False`."
+            )
+    elif upstream.fingerprint() != source.fingerprint:
+        raise SpeechsslError(
+            f"The vocoder was trained on another upstream than '{upstream.name}': give the one that was used "
+            f"('{source.upstream}', fingerprint {source.fingerprint}) with `--upstream`."
         )
 
 
