@@ -100,9 +100,7 @@ class VoiceConversionConfig(TaskConfig):
         if not self.target_splits:
             raise ConfigError("`target_splits` names no split: name one, such as 'train'.")
         if self.any_to_one and self.target_splits != ("train",):
-            raise ConfigError(
-                "`target_splits` must be [train] for any-to-one conversion, which learns one voice."
-            )
+            raise ConfigError("`target_splits` must be [train] for any-to-one conversion, which learns one voice.")
         if self.synthesis.adversarial.enabled and not self.any_to_one:
             raise ConfigError("`synthesis.adversarial` is of any-to-one conversion: set its weights to 0.")
         layers = self.features.layers
