@@ -29,6 +29,7 @@ VERBS = {
     "run": "Train and evaluate a task on top of an upstream.",
     "infer": "Apply a trained task to your own files.",
     "score": "Measure conversions or a detector's scores, whoever made them, or runs under disturbances.",
+    "analyse": "Look inside models: what their layers know, on one page.",
     "report": "Write one HTML page about finished runs.",
     "export": "Write a pre-trained checkpoint as an upstream folder.",
     "cache": "Show or trim the feature cache.",

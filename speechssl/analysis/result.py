@@ -72,6 +72,8 @@ class ModelAnalysis:
     """Hz."""
     parameters: int = 0
     fingerprint: str = ""
+    weights: str = ""
+    """Where they are from; 'random (seed 0)'."""
     step: int | None = None
     """The step of the run that this checkpoint is of; None = it is no checkpoint of a series."""
     series: str = ""

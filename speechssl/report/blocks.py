@@ -39,6 +39,8 @@ class Figure:
     svg: str
     alt: str
     """One sentence for screen readers."""
+    wide: bool = False
+    """Whether it takes the whole width of the page."""
 
 
 @dataclass(frozen=True)

@@ -77,9 +77,16 @@ def write_sections(sections: Sequence[Section], path: Path, *, title: str) -> No
         partial.write_text(render_sections(sections, title=title), encoding="utf-8")
 
 
-def render_sections(sections: Sequence[Section], *, title: str, problems: Sequence[str] = ()) -> str:
-    """Returns a page of sections that are about no runs; `problems` are sentences about what is doubtful."""
-    return _fill(title=title, sections=sections, problems=problems, **_facts([], []))
+def render_sections(
+    sections: Sequence[Section], *, title: str, problems: Sequence[str] = (), facts: Mapping[str, Any] | None = None
+) -> str:
+    """Returns a page of sections that are about no runs.
+
+    Args:
+        problems: sentences about what is doubtful.
+        facts: of what stands at the top, such as 'verdict', 'date' and 'corpora', what is known.
+    """
+    return _fill(title=title, sections=sections, problems=problems, **{**_facts([], []), **(facts or {})})
 
 
 def _fill(**content: Any) -> str:

@@ -30,10 +30,11 @@ def synthetic(results: Iterable[RunResult]) -> list[str]:
 
 def machines(results: Iterable[RunResult]) -> list[str]:
     """Each machine in words, once."""
-    return list(dict.fromkeys(_machine(r.hardware) for r in results if r.hardware))
+    return list(dict.fromkeys(describe_machine(r.hardware) for r in results if r.hardware))
 
 
-def _machine(hardware: Mapping[str, Any]) -> str:
+def describe_machine(hardware: Mapping[str, Any]) -> str:
+    """Processor, accelerator, cores and memory in words."""
     known = {
         "processor": "{}",
         "accelerator": "{}",
