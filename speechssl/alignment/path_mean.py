@@ -5,12 +5,13 @@ is divided by the number of its cells. Where several steps cost the same, lookin
 taken before (i, j - 1), and that before (i - 1, j): the number of cells depends on it. Sums are in float64, so that
 sums of equal costs are equal; the implementations named below sum in float32.
 
-N row frames, M column frames of a pair; its costs are a rectangle of a block, so nothing is padded. Reference: `_dtw`
+N row frames, M column frames of a pair; its costs are a rectangle of a block, so nothing is padded. The kernels release
+the interpreter's lock.
+
+Reference: `_dtw`
 of libri-light (`eval/ABX_src/dtw.pyx`) and torchdtw (`csrc/dtw.cpp`), which fastabx calls; Schatz et al. 2013,
 "Evaluating speech features with the minimal-pair ABX task", for the distance.
 """
-
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -20,8 +21,6 @@ from torch import Tensor
 
 Floats = NDArray[np.floating]
 Integers = NDArray[np.int64]
-SHARED = 400_000
-"""Cells of a block from which on its rows are spread over threads."""
 
 
 @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[misc]  # numba has no types
@@ -69,47 +68,44 @@ def _mean(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[misc]  # numba has no types
-def _rectangle(block: Floats, rows: Integers, columns: Integers, found: NDArray[np.float64], part: Integers) -> None:
+def _rectangle(block: Floats, rows: Integers, columns: Integers, found: NDArray[np.float64]) -> None:
     widest = columns[:, 1].max()
     memory = np.empty(widest), np.empty(widest, np.int64), np.empty(widest, np.int64)
-    for p in part:
+    for p in range(rows.shape[0]):
         row = rows[p, 0], rows[p, 1]
         for q in range(columns.shape[0]):
             found[p, q] = _mean(block, row, (columns[q, 0], columns[q, 1]), memory)[0]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[misc]  # numba has no types
-def _triangle(block: Floats, spans: Integers, first: int, found: NDArray[np.float64], part: Integers) -> None:
+def _triangle(block: Floats, spans: Integers, rows: tuple[int, int], found: NDArray[np.float64]) -> None:
+    first, end = rows
     widest = spans[:, 1].max()
     memory = np.empty(widest), np.empty(widest, np.int64), np.empty(widest, np.int64)
-    for p in part:
+    for p in range(first, end):
         row = spans[p, 0] - spans[first, 0], spans[p, 1]
         for q in range(p, spans.shape[0]):
             column = spans[q, 0] - spans[first, 0], spans[q, 1]
             found[p, q], found[q, p] = _mean(block, row, column, memory)
 
 
-def path_means(block: Tensor, rows: Tensor, columns: Tensor, *, pool: ThreadPoolExecutor | None = None) -> Tensor:
+def path_means(block: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """The mean cost on the path of each row sequence against each column sequence.
 
     Args:
         block: (R, C) finite costs on the processor.
         rows: (P, 2) int64, first row and number of rows of each sequence, at least one.
         columns: (Q, 2) int64 likewise.
-        pool: threads that large blocks are spread over.
 
     Returns:
         (P, Q) float64.
     """
-    costs, spans, others = block.numpy(), rows.numpy(), columns.numpy()
-    found = np.empty((len(spans), len(others)))
-    _share(lambda part: _rectangle(costs, spans, others, found, part), np.arange(len(spans)), costs.size, pool)
+    found = np.empty((len(rows), len(columns)))
+    _rectangle(block.numpy(), rows.numpy(), columns.numpy(), found)
     return torch.from_numpy(found)
 
 
-def triangle_means(
-    block: Tensor, spans: Tensor, found: Tensor, rows: range, *, pool: ThreadPoolExecutor | None = None
-) -> None:
+def triangle_means(block: Tensor, spans: Tensor, found: Tensor, rows: range) -> None:
     """The same among sequences that lie side by side, each pair once: fills some rows of (P, P), and their mirror.
 
     Args:
@@ -118,14 +114,4 @@ def triangle_means(
         found: (P, P) float64; [p, q] and [q, p] for p in `rows`, q >= p are set.
         rows: which sequences are rows.
     """
-    costs, places, out = block.numpy(), spans.numpy(), found.numpy()
-    part = np.arange(rows.start, rows.stop)
-    _share(lambda own: _triangle(costs, places, rows.start, out, own), part, costs.size, pool)
-
-
-def _share(work, part: Integers, cells: int, pool: ThreadPoolExecutor | None) -> None:  # type: ignore[no-untyped-def]
-    if pool is None or cells < SHARED or len(part) < 2:
-        work(part)
-        return
-    workers = min(len(part), torch.get_num_threads())
-    list(pool.map(work, [np.ascontiguousarray(part[w::workers]) for w in range(workers)]))
+    _triangle(block.numpy(), spans.numpy(), (rows.start, rows.stop), found.numpy())

@@ -19,8 +19,9 @@ Reference: libri-light `eval/eval_ABX.py` (order of the means), fastabx `src/fas
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -41,6 +42,12 @@ AbxDistance = Literal["angular", "euclidean", "kl", "identical"]
 DISTANCES: tuple[AbxDistance, ...] = get_args(AbxDistance)
 BLOCK = 1 << 20
 """Cells of frames that are held at once, or those of a row token with all columns: the processor's cache holds them."""
+LARGE = 1 << 22
+"""Cells of frames from which on a table is shared by the threads."""
+TOGETHER = 32
+"""Smaller tables that a thread fills one after the other."""
+AHEAD = 8
+"""Parts of a table's rows whose distances are held at once."""
 SQUARE = 4096
 """Most tokens of a table that is filled by comparing each pair once: 128 MB."""
 EPSILON = 1e-6
@@ -92,13 +99,21 @@ def abx_error(
     if distance not in DISTANCES:
         raise ConfigError(f"`distance` must be one of {DISTANCES}, but is {distance!r}.")
     frames = _Frames(_gathered(task, features, distance), distance)
-    counts = []
-    with torch.inference_mode(), ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        for family in task.families:
-            counts.append(_count(task, family, frames, pool))
-            if advance is not None:
-                advance()
+    with _threads() as pool:
+        counts = _counts(task, frames, pool, advance)
     return _averaged(task, counts, seed)
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch has, each of which computes alone: most products are too small to be shared."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(count)
 
 
 @dataclass(frozen=True)
@@ -144,26 +159,62 @@ def _gathered(task: AbxTask, features: Mapping[str, Tensor], distance: AbxDistan
     return prepare_frames(rows, distance=distance)
 
 
-def _count(task: AbxTask, family: Family, frames: _Frames, pool: ThreadPoolExecutor) -> tuple[Floats, Floats]:
-    """Errors and triples of the cells of a family, (G, P) each."""
+def _counts(
+    task: AbxTask, frames: _Frames, pool: ThreadPoolExecutor, advance: Advance | None
+) -> list[tuple[Floats, Floats]]:
+    """Errors and triples of the cells of each family, (G, P) each."""
+    found = [_zeros(family) for family in task.families]
+    sizes = [int(task.lengths[f.rows].sum() * task.lengths[f.columns].sum()) for f in task.families]
+    large = [number for number, size in enumerate(sizes) if size > LARGE]
+    small = [number for number, size in enumerate(sizes) if size <= LARGE]
+    for number in large:  # each spread over the threads
+        _count(task, task.families[number], frames, found[number], pool)
+        if advance is not None:
+            advance()
+
+    def work(numbers: list[int]) -> int:
+        for number in numbers:
+            _count(task, task.families[number], frames, found[number], None)
+        return len(numbers)
+
+    for done in pool.map(work, [small[first : first + TOGETHER] for first in range(0, len(small), TOGETHER)]):
+        if advance is not None:
+            advance(done)
+    return found
+
+
+def _zeros(family: Family) -> tuple[Floats, Floats]:
     shape = len(family.phone_of_group), len(family.phones)
-    errors, triples = np.zeros(shape), np.zeros(shape)
+    return np.zeros(shape), np.zeros(shape)
+
+
+def _count(
+    task: AbxTask, family: Family, frames: _Frames, counts: tuple[Floats, Floats], pool: ThreadPoolExecutor | None
+) -> None:
+    """Adds up errors and triples of one family, by parts of its rows; `pool` takes several at once."""
     columns, spans = _side(task, family.columns, frames)
-    sizes = task.lengths[family.rows]
+    parts = _parts(task.lengths[family.rows], BLOCK // len(columns))
+    cells = (family.group_of_row, family.phone_of_group, family.bounds)
+    run = map if pool is None else pool.map
     if family.square and len(family.rows) <= SQUARE:
-        found = torch.empty(len(spans), len(spans), dtype=torch.float64)
-        for part in _parts(sizes, BLOCK // len(columns)):
-            begin = int(spans[part.start, 0])
-            end = int(spans[part.stop - 1].sum())
-            block = frames.block(columns[begin:end], columns[begin:])
-            triangle_means(block, spans, found, part, pool=pool)
-        _errors(found.numpy(), 0, family.square, _cells(family), (errors, triples))
-        return errors, triples
-    for part in _parts(sizes, BLOCK // len(columns)):
+        table = torch.empty(len(spans), len(spans), dtype=torch.float64)
+
+        def fill(part: range) -> None:
+            begin, end = int(spans[part.start, 0]), int(spans[part.stop - 1].sum())
+            triangle_means(frames.block(columns[begin:end], columns[begin:]), spans, table, part)
+
+        list(run(fill, parts))
+        _errors(table.numpy(), 0, family.square, cells, counts)
+        return
+
+    def compare(part: range) -> Tensor:
         rows, row_spans = _side(task, family.rows[part.start : part.stop], frames)
-        found = path_means(frames.block(rows, columns), row_spans, spans, pool=pool)
-        _errors(found.numpy(), part.start, family.square, _cells(family), (errors, triples))
-    return errors, triples
+        return path_means(frames.block(rows, columns), row_spans, spans)
+
+    for first in range(0, len(parts), AHEAD):
+        some = parts[first : first + AHEAD]
+        for part, found in zip(some, run(compare, some), strict=True):
+            _errors(found.numpy(), part.start, family.square, cells, counts)
 
 
 def _side(task: AbxTask, tokens: Integers, frames: _Frames) -> tuple[Tensor, Tensor]:
@@ -184,10 +235,6 @@ def _parts(sizes: Integers, most: int) -> list[range]:
             begin, held = number, 0
         held += size
     return [*parts, range(begin, len(sizes))]
-
-
-def _cells(family: Family) -> tuple[Integers, Integers, Integers]:
-    return family.group_of_row, family.phone_of_group, family.bounds
 
 
 @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[misc]  # numba has no types
