@@ -269,9 +269,7 @@ def _rows(samples: Samples, name: str) -> Matrix:
     return rows
 
 
-def _choose(
-    make: Callable[[float, int], Any], x: Matrix, y: Labels, groups: Any, config: ProbeConfig
-) -> float:
+def _choose(make: Callable[[float, int], Any], x: Matrix, y: Labels, groups: Any, config: ProbeConfig) -> float:
     """The penalty that does best on a fifth of the groups; the middle one where that can't be told."""
     middle = config.penalties[len(config.penalties) // 2]
     names = np.arange(len(y)) if groups is None else np.asarray(groups)
