@@ -49,7 +49,7 @@ def test_geometry_in_pieces_equals_slow_formulas_on_the_whole_matrix() -> None:
 
 
 def _iso_score(a: np.ndarray) -> float:
-    """Step by step as Rudman et al. 2022, algorithm 1."""
+    """Step by step as the code of Rudman et al. 2022."""
     n = a.shape[1]
     diagonal = np.linalg.eigvalsh(np.cov(a.T))
     normed = diagonal / np.linalg.norm(diagonal) * math.sqrt(n)

@@ -10,7 +10,7 @@ Measures
 --------
 * Mutual information I(y; z), and its share I(y; z) / H(y) of what there is to know: Pasad et al. 2021,
   arXiv:2107.04734 (with 500 clusters for phones and 5000 for words, by its code), and 'phone-normalised mutual
-  information' of Hsu et al. 2021, sec. IV-E, arXiv:2106.07447. The share is 0 of a single label.
+  information' of Hsu et al. 2021, arXiv:2106.07447. The share is 0 of a single label.
 * Phone purity: the share of frames whose label is the most frequent one of their cluster. Cluster purity: the share of
   frames whose cluster is the most frequent one of their label. Same paper of Hsu et al.
 * NMI: I / mean(H(y), H(z)), scikit-learn's `normalized_mutual_info_score`.

@@ -145,7 +145,7 @@ def rankme(singular_values: Tensor) -> float:
 def effective_rank(singular_values: Tensor) -> float:
     """exp of the entropy of the singular values' shares; 0 where all of them are 0.
 
-    Paper: Roy and Vetterli 2007, def. 1.
+    Paper: Roy and Vetterli 2007.
     """
     s = singular_values.double()
     if not float(s.sum()):
