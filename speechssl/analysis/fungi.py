@@ -159,9 +159,7 @@ class GradientFeatures:
         out = self.upstream(waveform, lengths, layers=[-1])
         return out.hidden_states[-1].float().sum(dim=1) / out.lengths[:, None]  # type: ignore[no-any-return]
 
-    def _differentiate(
-        self, waveform: Tensor, lengths: Tensor, views: int, loss: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def _differentiate(self, waveform: Tensor, lengths: Tensor, views: int, loss: Callable[[Tensor], Tensor]) -> Tensor:
         """(B V, S) with the views of an utterance together -> (B, P); `loss` is (B, V, D) -> (B,)."""
         heard: list[tuple[Tensor, Tensor]] = []
 
@@ -185,8 +183,8 @@ class GradientFeatures:
                 raise SpeechsslError(
                     f"The layer must see (batch, frames, width), but saw {tuple(x.shape)}: name another as `layer`."
                 )
-            x = F.pad(x.float(), (0, 1), value=1.0).reshape(len(embeddings), -1, x.size(2) + 1)  # (B, V T, in + 1)
-            gradients += torch.einsum("bto,bti->boi", delta.float().reshape(*x.shape[:2], -1), x).cpu()
+            seen = F.pad(x.float(), (0, 1), value=1.0).reshape(len(embeddings), -1, x.size(2) + 1)  # (B, V T, in + 1)
+            gradients += torch.einsum("bto,bti->boi", delta.float().reshape(*seen.shape[:2], -1), seen).cpu()
         if self.layer.bias is None:
             gradients = gradients[:, :, :-1]
         return gradients.flatten(1)
