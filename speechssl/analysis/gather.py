@@ -15,7 +15,7 @@ from speechssl.analysis.labels import Tracks, frame_codes, label_set
 from speechssl.analysis.material import Material
 from speechssl.analysis.rank import Geometry, GeometryMeter, decorrelation_gap, sample_frames
 from speechssl.analysis.settings import AnalysisSettings
-from speechssl.data.spans import Span
+from speechssl.data.spans import Span, first_frames
 from speechssl.feature_store import FeatureStore
 from speechssl.progress import progress
 
@@ -103,8 +103,9 @@ class _Kept:
         frames, rate = states.size(1), self.frame_rate
         rows, places = [], []
         for span in spans:
-            first = min(max(int(np.ceil(span.begin * rate - 0.5)), 0), frames - 1)
-            last = min(max(int(np.ceil(span.end * rate - 0.5)), first + 1), frames)
+            begin, end = first_frames(np.array([span.begin, span.end]), rate).tolist()
+            first = min(begin, frames - 1)
+            last = min(max(end, first + 1), frames)
             rows.append(states[:, first:last].float().mean(dim=1).to(torch.bfloat16))
             places.append((first + last) // 2)
         if rows:

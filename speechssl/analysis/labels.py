@@ -83,7 +83,8 @@ def labels_of_files(specs: Iterable[str], utterances: Sequence[Utterance]) -> La
     Raises:
         ManifestError: a file that can't be read, or that labels none of the utterances.
     """
-    labels = Labels()
+    tracks: dict[str, dict[str, Sequence[Span]]] = {}
+    source: dict[str, str] = {}
     known = {u.id for u in utterances}
     for spec in specs:
         kind, separator, rest = spec.partition("=")
@@ -96,9 +97,10 @@ def labels_of_files(specs: Iterable[str], utterances: Sequence[Utterance]) -> La
                 f"{path} labels none of the {len(known)} utterances: {remedy}, but ids such as "
                 f"'{next(iter(known), '')}' are wanted."
             )
-        inside = {k: {i: spans for i, spans in track.items() if i in known} for k, track in found.items()}
-        labels = labels.joined(Labels(inside, dict.fromkeys(inside, path.name)))
-    return labels
+        for name, track in found.items():
+            tracks.setdefault(name, {}).update((i, spans) for i, spans in track.items() if i in known)
+            source[name] = f"{source[name]}, {path.name}" if name in source else path.name
+    return Labels(tracks, source)
 
 
 def cleaned(labels: Labels, utterances: Sequence[Utterance], *, rate: float | None = None) -> Labels:

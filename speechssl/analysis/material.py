@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ class Material:
     """Utterance id -> what is heard, of some."""
     warnings: Sequence[str] = ()
 
-    @property
+    @cached_property
     def by_id(self) -> dict[str, Utterance]:
         """Utterance id -> utterance."""
         return {u.id: u for u in self.utterances}

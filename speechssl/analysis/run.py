@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -22,10 +22,12 @@ from speechssl.analysis.labels import (
 )
 from speechssl.analysis.material import Material, draw_utterances, make_material
 from speechssl.analysis.measuring.abx import measure_abx
+from speechssl.analysis.measuring.fungi import measure_fungi
 from speechssl.analysis.measuring.geometry import measure_rank
 from speechssl.analysis.measuring.information import measure_information
 from speechssl.analysis.measuring.probes import measure_probes
 from speechssl.analysis.measuring.similarity import measure_similarity
+from speechssl.analysis.measuring.units import measure_units
 from speechssl.analysis.models import Model
 from speechssl.analysis.result import Analysis, Measure, ModelAnalysis
 from speechssl.analysis.settings import AnalysisSettings
@@ -39,6 +41,8 @@ from speechssl.types import Utterance
 from speechssl.upstream import Upstream
 
 logger = logging.getLogger(__name__)
+DRAWN = 4
+"""Models whose frames, units and attention can be drawn: what is kept of each takes memory."""
 ALIGNMENT = "alignment.jsonl"
 """What the aligner found, beside the page: read again by the next analysis with this folder."""
 
@@ -80,7 +84,7 @@ class Analysed:
     analysis: Analysis
     material: Material
     gathered: dict[str, Gathered]
-    """Label of a model -> what was kept of its features; of checkpoints of a series, the last one's only."""
+    """Label of a model -> what was kept of its features: of the first models, and of a run's last checkpoint."""
 
 
 def analyse(
@@ -108,7 +112,8 @@ def analyse(
     for model in models:
         analysed, kept = work.analyse(model, next(iter(gathered.items()), None))
         found.append(analysed)
-        if not gathered or not model.series or last[model.series] == model.label:
+        wanted = not gathered or not model.series or last[model.series] == model.label
+        if wanted and len(gathered) < DRAWN:
             gathered[model.label] = kept
     analysis = Analysis(
         models=found,
@@ -203,7 +208,7 @@ class _Work:
         try:
             with self.clock("gathering"):
                 gathered = gather(store, self.material, self.settings)
-            measures, problems = self._measure_all(store, gathered, reference)
+            measures, problems = self._measure_all((upstream, store, gathered), reference)
         finally:
             store.close()
         warnings = [*gathered.notes, *_few(len(gathered.ids), store.hidden_size), *problems]
@@ -218,14 +223,14 @@ class _Work:
         return analysed, gathered
 
     def _measure_all(
-        self, store: FeatureStore, gathered: Gathered, reference: tuple[str, Gathered] | None
+        self, held: tuple[Upstream, FeatureStore, Gathered], reference: tuple[str, Gathered] | None
     ) -> tuple[list[Measure], list[str]]:
         measures: list[Measure] = []
         warnings: list[str] = []
         for name in self.settings.measures:
             with self.clock(name):
                 try:
-                    found, problems = self._measure(name, store, gathered, reference)
+                    found, problems = self._measure(name, held, reference)
                 except SpeechsslError as error:
                     found, problems = [], [f"'{name}' can't be measured. {error}"]
             measures += found
@@ -233,21 +238,20 @@ class _Work:
         return measures, warnings
 
     def _measure(
-        self, name: str, store: FeatureStore, gathered: Gathered, reference: tuple[str, Gathered] | None
+        self, name: str, held: tuple[Upstream, FeatureStore, Gathered], reference: tuple[str, Gathered] | None
     ) -> tuple[list[Measure], list[str]]:
-        match name:
-            case "rank":
-                return measure_rank(gathered), []
-            case "similarity":
-                return measure_similarity(gathered, self.material, self.settings, reference)
-            case "information":
-                return measure_information(gathered, self.material, self.settings)
-            case "probe":
-                return measure_probes(gathered, self.material, self.settings)
-            case "abx":
-                return measure_abx(store, self.material, self.settings)
-            case _:
-                return [], []
+        upstream, store, gathered = held
+        material, settings = self.material, self.settings
+        ways: dict[str, Callable[[], tuple[list[Measure], list[str]]]] = {
+            "rank": lambda: (measure_rank(gathered), []),
+            "similarity": lambda: measure_similarity(gathered, material, settings, reference),
+            "information": lambda: measure_information(gathered, material, settings),
+            "probe": lambda: measure_probes(gathered, material, settings),
+            "abx": lambda: measure_abx(store, material, settings),
+            "units": lambda: measure_units(store, gathered, material, settings),
+            "fungi": lambda: measure_fungi(upstream, gathered, material, settings),
+        }
+        return ways[name]()
 
 
 def _few(utterances: int, width: int) -> list[str]:

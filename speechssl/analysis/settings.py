@@ -1,11 +1,14 @@
 """What an analysis looks at, and how much of it."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from speechssl.errors import ConfigError
 
 GROUPS = ("rank", "similarity", "information", "probe", "abx", "units")
-"""What can be measured; each is a section of the page."""
+"""What is measured; each is a section of the page."""
+ON_DEMAND = ("fungi",)
+"""What else can be: gradients need the model, and eleven passes of each utterance."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,17 @@ class AnalysisSettings:
     """Of which spectra, pitch and energy are computed."""
     probe_samples: int = 3_000
     """That a probe learns from, and as many that it is tested on."""
+    trials: int = 3
+    """Of each correlation, with other utterances held out."""
     clusters: int = 100
     """Of the k-means whose clusters are compared with labels, and whose units are measured."""
     words: int = 200
     """The most frequent words that are looked at."""
     abx_items: int = 4_000
     """Tokens that ABX takes, whole utterances of them."""
+    fungi_utterances: int = 120
+    """Of which gradients are made."""
+    fungi_losses: tuple[Literal["kl", "dino", "simclr"], ...] = ("kl", "dino", "simclr")
     examples: int = 2
     """Utterances whose attention and units are drawn."""
     held_gb: float = 2.0
@@ -40,9 +48,10 @@ class AnalysisSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unknown = [m for m in self.measures if m not in GROUPS]
+        known = (*GROUPS, *ON_DEMAND)
+        unknown = [m for m in self.measures if m not in known]
         if unknown or not self.measures:
-            raise ConfigError(f"`measures` must be of {', '.join(GROUPS)}, but has '{', '.join(unknown)}'.")
+            raise ConfigError(f"`measures` must be of {', '.join(known)}, but has '{', '.join(unknown)}'.")
         for name in ("frames", "rank_frames", "acoustic_utterances", "clusters", "words", "abx_items"):
             if getattr(self, name) < 2:
                 raise ConfigError(f"`{name}` must be >= 2, but is {getattr(self, name)}.")

@@ -17,7 +17,7 @@ def command(
     split: Annotated[list[str] | None, typer.Option(help="Splits of the corpus to look at; test by default.")] = None,
     utterances: Annotated[int | None, typer.Option(min=2, help="Most utterances, drawn at random.")] = None,
     measures: Annotated[
-        str | None, typer.Option(help="Of rank,similarity,information,probe,abx,units; by default all.")
+        str | None, typer.Option(help="Of rank,similarity,information,probe,abx,units, by default all; or fungi.")
     ] = None,
     labels: Annotated[
         list[str] | None,

@@ -17,6 +17,8 @@ from speechssl.errors import SpeechsslError
 from speechssl.progress import progress
 
 logger = logging.getLogger(__name__)
+EPSILONS = (1e-8, 1e-6, 1e-4, 1e-2)
+"""Shares of a view's largest variance that are tried: all pairs of them, where the narrower view is narrow."""
 PASAD = "Pasad et al. 2021, arXiv:2107.04734"
 KINDS = {
     "pwcca": ("PWCCA", "Morcos et al. 2018, arXiv:1806.05759; held out, the interval is the range of the trials"),
@@ -50,17 +52,15 @@ def measure_similarity(
     values: dict[tuple[str, str], list[LayerValue]] = {}
     with progress("Comparing views", len(targets) * len(gathered.layers), unit="layers") as advance:
         for name, (title, rows, target) in targets.items():
-            for row, layer in enumerate(gathered.layers):
-                if name != "first" or row > 0:
-                    view = target if isinstance(target, Tensor) else target[row]
-                    try:
-                        found = _compare(rows.layer(row), view, rows, settings)
-                    except SpeechsslError as error:
-                        problems.append(f"Layer {layer} and {title}: {error}")
-                        found = {}
-                    for kind, value in found.items():
-                        values.setdefault((name, kind), []).append(_value(layer, value, len(rows)))
-                advance()
+            try:
+                for row, layer in enumerate(gathered.layers):
+                    if name != "first" or row > 0:
+                        view = target if isinstance(target, Tensor) else target[row]
+                        for kind, value in _compare(rows.layer(row), view, rows, settings).items():
+                            values.setdefault((name, kind), []).append(_value(layer, value, len(rows)))
+                    advance()
+            except SpeechsslError as error:
+                problems.append(f"Similarity with {title} can't be measured. {error}")
     measures = [
         Measure(f"similarity/{name} {kind}", f"{KINDS[kind][0]} with {targets[name][0]}", "", None if name in
                 ("first", "model") else "up", f"{KINDS[kind][1]}; views as in {PASAD}", found)
@@ -75,8 +75,8 @@ def _compare(states: Tensor, view: Tensor, rows: Rows, settings: AnalysisSetting
         index = torch.from_numpy(np.flatnonzero(rows.utterance == utterance))
         views.add({"layer": states[index], "other": view[index]}, fold=int(utterance) % settings.folds)
     return {
-        "pwcca": cca(views, "layer", "other", seed=settings.seed),
-        "svcca": svcca(views, "layer", "other", seed=settings.seed),
+        "pwcca": cca(views, "layer", "other", epsilons=EPSILONS, trials=settings.trials, seed=settings.seed),
+        "svcca": svcca(views, "layer", "other", trials=settings.trials, seed=settings.seed),
         "cka": linear_cka(views, "layer", "other"),
     }
 
@@ -84,7 +84,8 @@ def _compare(states: Tensor, view: Tensor, rows: Rows, settings: AnalysisSetting
 def _value(layer: int, found: Correlation | float, n: int) -> LayerValue:
     if isinstance(found, float):
         return LayerValue(layer, found, n=n)
-    return LayerValue(layer, found.pwcca, found.low, found.high, found.n, found.note)
+    low, high = (found.low, found.high) if found.high > found.low else (None, None)  # one trial has no range
+    return LayerValue(layer, found.pwcca, low, high, found.n, found.note)
 
 
 def _mel(gathered: Gathered, material: Material) -> Tensor:

@@ -85,7 +85,7 @@ def literature_table(found: Sequence[Finding]) -> Table | None:
     rows = [
         [
             Cell(f.prediction, note=f.source), Cell(f.model), Cell(f.measure), Cell(f.found),
-            Cell("as predicted" if f.agrees else "CONTRADICTS", best=f.agrees),
+            Cell("as predicted" if f.agrees else "CONTRADICTS", heat=None if f.agrees else 0.7),
         ]
         for f in sorted(found, key=lambda f: f.agrees)
     ]  # fmt: skip

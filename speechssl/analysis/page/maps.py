@@ -20,7 +20,7 @@ from speechssl.report.blocks import Figure
 
 PHONES = ("probe/phone", "information/phone share", "abx/within")
 SPEAKERS = ("probe/speaker", "information/speaker share")
-POINTS = 800
+POINTS = 600
 COMPONENTS = 30
 SHOWN = 5
 """Classes with a colour of their own."""

@@ -66,15 +66,19 @@ def models_table(models: Sequence[ModelAnalysis]) -> Table:
     return Table("Models", "Equal fingerprints mean equal numbers.", header, rows)
 
 
-def labels_table(analysis: Analysis) -> list[Table | Code]:
-    """What made the labels, where the time went, and the settings."""
-    labels = [[Cell(kind), Cell(text)] for kind, text in analysis.labels.items()] or [[Cell("none"), Cell("–")]]
-    caption = "Labels that a machine made rank layers and models; they are no reference for where a phone begins."
+def labels_sentence(analysis: Analysis) -> str:
+    """What made the labels."""
+    made = " ".join(f"{kind.capitalize()}s: {text}." for kind, text in analysis.labels.items())
+    doubt = "Labels that a machine made rank layers and models; they are no reference for where a phone begins."
+    return f"{made} {doubt}" if made else "Nobody labelled phones or words."
+
+
+def about_blocks(analysis: Analysis) -> list[Table | Code]:
+    """Where the time went, and the settings."""
     seconds = [[Cell(stage), Cell(format_seconds(value))] for stage, value in analysis.seconds.items()]
     settings = "\n".join(f"{k} {v}" for k, v in analysis.settings.items())
     versions = "\n".join(f"{k} {v}" for k, v in analysis.versions.items())
     return [
-        Table("Labels", caption, [Cell("Kind"), Cell("By")], labels),
         Table("Time", "All models together.", [Cell("Stage"), Cell("Wall time")], seconds),
         Code("Settings", settings),
         Code("Versions", versions),

@@ -37,6 +37,10 @@ SECTIONS = {
         "Units",
         "What the k-means clusters of a layer are like as discrete units, each run of equal ones taken as one.",
     ),
+    "fungi": (
+        "Gradients",
+        "Whether gradients of self-supervised losses, appended to the mean of the last layer, help nearest neighbours.",
+    ),
 }
 """Section -> its title and what it shows, in the order of the page."""
 

@@ -1,16 +1,16 @@
 """Puts the page together and writes it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from speechssl.analysis.gather import Gathered
 from speechssl.analysis.models import Model
-from speechssl.analysis.page.curves import colours_of, curve_figures, series_blocks, values_table
+from speechssl.analysis.page.curves import COLOURS, colours_of, curve_figures, series_blocks, values_table
 from speechssl.analysis.page.examples import choose_examples, example_blocks
 from speechssl.analysis.page.literature import contradictions, findings, literature_table
 from speechssl.analysis.page.maps import map_figures
-from speechssl.analysis.page.tables import best_table, labels_table, models_table, sentence_of
+from speechssl.analysis.page.tables import about_blocks, best_table, labels_sentence, models_table, sentence_of
 from speechssl.analysis.page.words import SECTIONS, random
 from speechssl.analysis.result import Analysis, ModelAnalysis
 from speechssl.analysis.run import Analysed
@@ -21,9 +21,6 @@ from speechssl.report.figures import layer_figure
 from speechssl.report.page import render_sections
 from speechssl.report.provenance import describe_machine
 from speechssl.report.summary import group_runs, labels_of
-
-DRAWN = 4
-"""Models whose frames, units and attention are drawn."""
 
 
 def write_page(analysed: Analysed, models: Sequence[Model], output: Path, *, runs: Sequence[Path] = ()) -> Path:
@@ -37,7 +34,7 @@ def write_page(analysed: Analysed, models: Sequence[Model], output: Path, *, run
         ManifestError: a folder that holds no run.
     """
     blocks, problems = _pictures(analysed, models)
-    weights, more = weights_blocks(runs)
+    weights, more = weights_blocks(runs, colours_of(analysed.analysis.models))
     html = render_page(analysed.analysis, pictures=blocks, weights=weights, problems=[*problems, *more])
     output.mkdir(parents=True, exist_ok=True)
     path = output / "index.html"
@@ -69,26 +66,33 @@ def render_page(
     intro = "The layer of each model that tells most, by each measure; and where that is not what others have found."
     sections = [Section("layers", "Which layer for what", intro, tables)]
     for name, (title, words) in SECTIONS.items():
-        blocks: list[Block] = [*(curves if name == "rank" else ()), *curve_figures(shown, name, colours)]
+        drawn = [] if name == "fungi" else curve_figures(shown, name, colours)  # it is of one layer alone
+        blocks: list[Block] = [*(curves if name == "rank" else ()), *drawn]
         if name == "probe":
             blocks += weights
         table = values_table(models, name)
-        if blocks:
-            sections.append(Section(name, title, words, [*blocks, *([table] if table else [])]))
-    about = "What was analysed, and what the labels are by."
-    sections += [*pictures, Section("about", "About", about, [models_table(models), *labels_table(analysis)])]
+        if table is not None:
+            sections.append(Section(name, title, words, [*blocks, table]))
+    about = [models_table(models), *about_blocks(analysis)]
+    sections += [*pictures, Section("about", "About", labels_sentence(analysis), about)]
+    if len(shown) > COLOURS:
+        problems = [*problems, f"Curves show the first {COLOURS} of {len(shown)} models; the tables show all."]
     doubtful = [*contradictions(found), *collapsed, *analysis.warnings, *_of_models(models), *problems]
     facts = {**_facts(analysis), "verdict": sentence_of(shown, found)}
     return render_sections(sections, title="speechssl analysis", problems=list(dict.fromkeys(doubtful)), facts=facts)
 
 
-def weights_blocks(folders: Sequence[Path]) -> tuple[list[Block], list[str]]:
-    """The weights of layers that the heads of each task have learned, a figure for each task."""
+def weights_blocks(folders: Sequence[Path], known: Mapping[str, int]) -> tuple[list[Block], list[str]]:
+    """The weights of layers that the heads of each task have learned, a figure for each task.
+
+    Args:
+        known: label of an upstream -> index of its colour elsewhere on the page.
+    """
     if not folders:
         return [], []
     collection = collect(folders)
     groups = group_runs([run.result for run in collection.runs])
-    colours = {label: k + 1 for k, label in enumerate(labels_of(groups))}
+    colours = {label: known.get(label, k + 1) for k, label in enumerate(labels_of(groups))}
     blocks: list[Block] = []
     for task in dict.fromkeys(g.task for g in groups):
         figure = layer_figure([g for g in groups if g.task == task], colours)
@@ -106,7 +110,7 @@ def _pictures(analysed: Analysed, models: Sequence[Model]) -> tuple[list[Section
         (model, one, analysed.gathered[one.model])
         for model, one in zip(models, analysis.models, strict=True)
         if one.model in analysed.gathered
-    ][:DRAWN]
+    ]
     seed, count = int(analysis.settings["seed"]), int(analysis.settings["examples"])
     maps = [f for _, one, kept in held for f in map_figures(one, kept, analysed.material, seed=seed)]
     sections = []
