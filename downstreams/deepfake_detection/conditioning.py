@@ -14,12 +14,13 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from downstreams.deepfake_detection.config import ConditioningConfig
+from speechssl.audio import audio_info, read_audio
 from speechssl.augment import codec as codecs
+from speechssl.types import Utterance
 
 SAMPLE_RATE = 16_000  # Hz
 FRAME, HOP = 320, 160  # samples of the energy rule: 20 and 10 ms
 MARGIN = 0.4  # seconds that a segment is longer than the finished utterance, for the second trimming
-FADE = 0.05  # seconds at the ends of a recording, where a filtered hum would ring: less than -48 dB of it is left
 
 
 def frame_levels(waveform: Tensor) -> Tensor:
@@ -38,11 +39,19 @@ def drop_zeros(waveform: Tensor) -> tuple[int, Tensor]:
     return int(sound[0]), waveform[int(sound[0]) : int(sound[-1]) + 1]
 
 
+def read_whole(utterance: Utterance) -> tuple[Tensor, int]:
+    """(S,) at the sampling rate of its file, and that rate."""
+    waveform = read_audio(utterance.path, start=utterance.start, duration=utterance.duration)
+    return waveform, audio_info(utterance.path).sample_rate
+
+
 def bare_sound(waveform: Tensor, sample_rate: int, config: ConditioningConfig) -> tuple[float, Tensor]:
     """What of a recording is measured and heard: without zeros at its ends, its offset and what the band leaves out.
 
+    A hum rings where the recording ends: 30 dB below itself after 40 ms.
+
     Args:
-        waveform: (S,) at `sample_rate`.
+        waveform: (S,) at `sample_rate`, that of the recording: resampled with its offset it would begin with a click.
 
     Returns:
         Where it begins in `waveform`, seconds, and (S',) at 16 kHz, S' = 0 where there are zeros only.
@@ -50,12 +59,7 @@ def bare_sound(waveform: Tensor, sample_rate: int, config: ConditioningConfig) -
     zeros, sound = drop_zeros(waveform)
     if not sound.numel():
         return 0.0, sound
-    size = min(round(FADE * sample_rate), sound.numel() // 2)
-    ramp = torch.hann_window(2 * size + 1, periodic=False)[:size]
-    sound = sound - sound.double().mean().float()
-    sound[:size] *= ramp
-    sound[sound.numel() - size :] *= ramp.flip(0)
-    sound = AF.resample(sound, sample_rate, SAMPLE_RATE)
+    sound = AF.resample(sound - sound.double().mean().float(), sample_rate, SAMPLE_RATE)
     return zeros / sample_rate, band_limit(sound, config.low_hz, config.high_hz)
 
 

@@ -18,10 +18,9 @@ from pathlib import Path
 import torchaudio.functional as AF
 
 from downstreams.deepfake_detection.attacks import Attack, Source, Synthesiser, find_attack
-from downstreams.deepfake_detection.conditioning import SAMPLE_RATE, finish, take_segment
+from downstreams.deepfake_detection.conditioning import SAMPLE_RATE, finish, read_whole, take_segment
 from downstreams.deepfake_detection.config import SpoofConfig
 from downstreams.deepfake_detection.plan import BONA_FIDE, SPLITS, Item, make_plan
-from speechssl.audio import read_audio
 from speechssl.data.corpus import Corpus, open_corpus
 from speechssl.data.flac import write_flac
 from speechssl.data.manifests import Clip, write_corpus
@@ -29,7 +28,7 @@ from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.progress import progress
 
 logger = logging.getLogger(__name__)
-REVISION = 3
+REVISION = 4
 """Raised when the same config would give other audio."""
 CHUNK = 12  # items that a process gets at a time
 MAX_TEXT = 80  # characters that a synthesiser is given: a few seconds of speech
@@ -132,9 +131,9 @@ def produce(item: Item, path: Path, config: SpoofConfig) -> None:
     """
     conditioning, seed = config.conditioning, config.seed
     original = item.original
-    waveform = read_audio(original.path, start=original.start, duration=original.duration, sample_rate=SAMPLE_RATE)
+    waveform, rate = read_whole(original)
     # The real utterance and its copies begin with the same stretch of speech.
-    segment = take_segment(waveform, SAMPLE_RATE, conditioning, item.generator(seed, f"segment {original.id}"))
+    segment = take_segment(waveform, rate, conditioning, item.generator(seed, f"segment {original.id}"))
     if item.attack != BONA_FIDE:
         attack = find_attack(item.attack)
         draw = item.generator(seed, f"synthesis {item.id}").initial_seed() % 2**31

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from downstreams.deepfake_detection.conditioning import SAMPLE_RATE, bare_sound, windows
+from downstreams.deepfake_detection.conditioning import SAMPLE_RATE, bare_sound, read_whole, windows
 from downstreams.deepfake_detection.config import DeepfakeConfig
 from downstreams.deepfake_detection.speech import why_not
-from speechssl.audio import read_audio
 from speechssl.data.flac import write_flac
 from speechssl.errors import AudioError, ConfigError, UnknownNameError
 from speechssl.inference import Prepared
@@ -98,17 +97,14 @@ def prepare_files(
     return Prepared(found, refused)
 
 
-def _read(utterance: Utterance, config: DeepfakeConfig, *, strip: bool) -> tuple[float, Any]:
-    """Where the audio begins in the file, seconds, and (S,) at 16 kHz that holds speech.
-
-    With `strip` it is what `bare_sound` leaves of it, as in the set.
-    """
-    waveform = read_audio(utterance.path, sample_rate=SAMPLE_RATE, start=utterance.start, duration=utterance.duration)
-    begin, sound = bare_sound(waveform, SAMPLE_RATE, config.spoof.conditioning)
+def _read(utterance: Utterance, config: DeepfakeConfig) -> tuple[float, float, Any]:
+    """Seconds of the audio, where in it `bare_sound` begins, and that, which holds speech, (S,) at 16 kHz."""
+    waveform, rate = read_whole(utterance)
+    begin, sound = bare_sound(waveform, rate, config.spoof.conditioning)
     reason = why_not(sound, config.spoof.conditioning.trim_db)
     if reason:
         raise AudioError(f"{utterance.path} {reason}.")
-    return (utterance.start + begin, sound) if strip else (utterance.start, waveform)
+    return waveform.numel() / rate, begin, sound
 
 
 def _condition(
@@ -116,7 +112,8 @@ def _condition(
 ) -> list[Utterance]:
     """Windows in the common form of the set, or their scores would not compare with its threshold."""
     conditioning = config.spoof.conditioning
-    begin, waveform = _read(utterance, config, strip=True)
+    _, begin, waveform = _read(utterance, config)
+    begin += utterance.start
     found: list[Utterance] = []
     seconds = waveform.numel() / SAMPLE_RATE
     for start, stretch in windows(waveform, conditioning, hop=listening.hop or conditioning.seconds / 2):
@@ -134,8 +131,7 @@ def _condition(
 
 def _cut(utterance: Utterance, name: str, config: DeepfakeConfig, listening: Listening) -> list[Utterance]:
     """All of the file, as the test set was heard, and windows of it where it is longer than one."""
-    begin, waveform = _read(utterance, config, strip=False)
-    seconds = waveform.numel() / SAMPLE_RATE
+    begin, (seconds, *_) = utterance.start, _read(utterance, config)
     window = listening.window or config.head.window or WINDOW
     hop = listening.hop or window / 2
     starts = [0.0]

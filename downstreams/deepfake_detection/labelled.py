@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from downstreams.deepfake_detection.conditioning import SAMPLE_RATE, finish, take_segment
+from downstreams.deepfake_detection.conditioning import finish, read_whole, take_segment
 from downstreams.deepfake_detection.config import DeepfakeConfig, SpoofConfig
 from downstreams.deepfake_detection.data import REVISION
 from downstreams.deepfake_detection.plan import BONA_FIDE, SPLITS
-from speechssl.audio import read_audio
 from speechssl.data.corpus import Corpus, describe_utterance, open_corpus
 from speechssl.data.flac import write_flac
 from speechssl.data.seeds import derive_seed, make_generator
@@ -187,11 +186,9 @@ def _conditioned_name(utterance: Utterance) -> str:
 
 def _condition_all(pairs: Sequence[tuple[Utterance, str]], spoof: SpoofConfig) -> int:
     for utterance, path in pairs:
-        waveform = read_audio(
-            utterance.path, start=utterance.start, duration=utterance.duration, sample_rate=SAMPLE_RATE
-        )
+        waveform, rate = read_whole(utterance)
         generator = make_generator(spoof.seed, "condition", utterance.id)
-        segment = take_segment(waveform, SAMPLE_RATE, spoof.conditioning, generator)
+        segment = take_segment(waveform, rate, spoof.conditioning, generator)
         finished = finish(segment, spoof.conditioning, generator)
         if finished is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,8 @@ from itertools import chain, islice, zip_longest
 import torch
 
 from downstreams.deepfake_detection.attacks import Attack
-from downstreams.deepfake_detection.conditioning import SAMPLE_RATE, bare_sound, trim_silence
+from downstreams.deepfake_detection.conditioning import SAMPLE_RATE, bare_sound, read_whole, trim_silence
 from downstreams.deepfake_detection.config import ConditioningConfig, SplitSize, SpoofConfig
-from speechssl.audio import read_audio
 from speechssl.data.corpus import Corpus, where_is
 from speechssl.errors import SpeechsslError
 from speechssl.types import Utterance
@@ -116,8 +115,7 @@ def _is_told(utterance: Utterance) -> bool:
 
 
 def _has_speech(utterance: Utterance, config: ConditioningConfig) -> bool:
-    waveform = read_audio(utterance.path, sample_rate=SAMPLE_RATE, start=utterance.start, duration=utterance.duration)
-    _, sound = bare_sound(waveform, SAMPLE_RATE, config)
+    _, sound = bare_sound(*read_whole(utterance), config)
     trimmed = trim_silence(sound, config.trim_db)
     # A vocoder blurs the ends a little, and what it gives back must still be long enough.
     return trimmed.numel() >= (config.seconds + SPARE) * SAMPLE_RATE and float(sound.abs().max()) > 1e-3
