@@ -81,7 +81,7 @@ def _cluster(rows: Rows, codes: NDArray[np.int64], row: int, settings: AnalysisS
 
 def _value(layer: int, found: Information, number: str) -> LayerValue:
     note = found.note
-    if not note and found.bits and found.bias > TOO_LARGE * found.bits:
-        note = f"About {found.bias:.2f} of its {found.bits:.2f} bits are there by chance, of {found.n} rows."
+    if not note and found.bits and found.chance > TOO_LARGE * found.bits:
+        note = f"About {found.chance:.2f} of its {found.bits:.2f} bits are there by chance, of {found.n} rows."
     low, high = (found.low, found.high) if number == "share" else (None, None)
     return LayerValue(layer, getattr(found, number), low, high, found.n, note)

@@ -11,7 +11,7 @@ from speechssl.analysis.gather import Gathered, Rows
 from speechssl.analysis.material import Material
 from speechssl.analysis.result import LayerValue, Measure
 from speechssl.analysis.settings import AnalysisSettings
-from speechssl.analysis.similarity import Correlation, cca, linear_cka, svcca
+from speechssl.analysis.similarity import cca, linear_cka, svcca
 from speechssl.analysis.views import Views, one_hot
 from speechssl.errors import SpeechsslError
 from speechssl.progress import progress
@@ -56,8 +56,8 @@ def measure_similarity(
                 for row, layer in enumerate(gathered.layers):
                     if name != "first" or row > 0:
                         view = target if isinstance(target, Tensor) else target[row]
-                        for kind, value in _compare(rows.layer(row), view, rows, settings).items():
-                            values.setdefault((name, kind), []).append(_value(layer, value, len(rows)))
+                        for kind, value in _compare(layer, rows.layer(row), view, rows, settings).items():
+                            values.setdefault((name, kind), []).append(value)
                     advance()
             except SpeechsslError as error:
                 problems.append(f"Similarity with {title} can't be measured. {error}")
@@ -69,23 +69,19 @@ def measure_similarity(
     return measures, problems
 
 
-def _compare(states: Tensor, view: Tensor, rows: Rows, settings: AnalysisSettings) -> dict[str, Correlation | float]:
+def _compare(layer: int, states: Tensor, view: Tensor, rows: Rows, settings: AnalysisSettings) -> dict[str, LayerValue]:
     views = Views(folds=settings.folds)
     for utterance in np.unique(rows.utterance):  # an utterance stays in one fold
         index = torch.from_numpy(np.flatnonzero(rows.utterance == utterance))
         views.add({"layer": states[index], "other": view[index]}, fold=int(utterance) % settings.folds)
+    weighted = cca(views, "layer", "other", epsilons=EPSILONS, trials=settings.trials, seed=settings.seed)
+    plain = svcca(views, "layer", "other", trials=settings.trials, seed=settings.seed)
+    low, high = (weighted.low, weighted.high) if weighted.high > weighted.low else (None, None)  # one trial: no range
     return {
-        "pwcca": cca(views, "layer", "other", epsilons=EPSILONS, trials=settings.trials, seed=settings.seed),
-        "svcca": svcca(views, "layer", "other", trials=settings.trials, seed=settings.seed),
-        "cka": linear_cka(views, "layer", "other"),
+        "pwcca": LayerValue(layer, weighted.pwcca, low, high, weighted.n, weighted.note),
+        "svcca": LayerValue(layer, plain.mean, n=plain.n, note=plain.note),
+        "cka": LayerValue(layer, linear_cka(views, "layer", "other"), n=plain.n),
     }
-
-
-def _value(layer: int, found: Correlation | float, n: int) -> LayerValue:
-    if isinstance(found, float):
-        return LayerValue(layer, found, n=n)
-    low, high = (found.low, found.high) if found.high > found.low else (None, None)  # one trial has no range
-    return LayerValue(layer, found.pwcca, low, high, found.n, found.note)
 
 
 def _mel(gathered: Gathered, material: Material) -> Tensor:

@@ -7,7 +7,7 @@ from speechssl.analysis.page.plots import layer_curves, step_curves
 from speechssl.analysis.page.words import interval, names_of, section_of, written
 from speechssl.analysis.result import LayerValue, Measure, ModelAnalysis
 from speechssl.report.blocks import Cell, Figure, Table
-from speechssl.report.words import better_words, join_words
+from speechssl.report.words import better_words, capital, join_words
 
 COLOURS = 6
 """How many models can be told apart in one plot."""
@@ -46,7 +46,9 @@ def _figure(held: Sequence[tuple[ModelAnalysis, Measure]], colours: Mapping[str,
     notes = list(dict.fromkeys(v.note for _, measure in held for v in measure.values if v.note))
     counted = sorted({v.n for _, measure in held for v in measure.values if v.n})
     n = f" n = {counted[0]}" + (f" to {counted[-1]}" if len(counted) > 1 else "") + "." if counted else ""
-    caption = f"{better_words(first.better).capitalize()}. {first.source}.{n} {notes[0] if notes else ''}".strip()
+    caption = (
+        f"{better_words(first.better).capitalize()}. {capital(first.source)}.{n} {notes[0] if notes else ''}".strip()
+    )
     ylabel = "%" if unit == "share" else unit or first.title.split(" with ")[0].split(",")[0]
     if unit == "share" or len(ylabel) > 34:
         ylabel = ""
@@ -67,7 +69,8 @@ def values_table(models: Sequence[ModelAnalysis], section: str) -> Table | None:
             best = measure.best()
             by_layer = {v.layer: v for v in measure.values}
             cells = [_cell(by_layer.get(layer), measure, best) for layer in layers]
-            rows.append([Cell(measure.title, note=model.model), *cells])
+            unit = "" if measure.unit in ("", "share") else f", {measure.unit}"
+            rows.append([Cell(f"{measure.title}{unit}", note=model.model), *cells])
     if not rows:
         return None
     caption = "The best layer of each row is marked; intervals are at 95 %, where there are any."
@@ -77,7 +80,8 @@ def values_table(models: Sequence[ModelAnalysis], section: str) -> Table | None:
 def _cell(value: LayerValue | None, measure: Measure, best: LayerValue | None) -> Cell:
     if value is None:
         return Cell("–")
-    return Cell(written(value.value, measure.unit), note=interval(value, measure.unit), best=value is best)
+    unit = measure.unit if measure.unit == "share" else ""  # the row says any other
+    return Cell(written(value.value, unit), note=interval(value, unit), best=value is best)
 
 
 def series_blocks(models: Sequence[ModelAnalysis]) -> tuple[list[Figure], list[str]]:

@@ -1,6 +1,7 @@
 """Chosen utterances: what is heard, where units change, and what each layer attends to."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,14 +16,17 @@ from speechssl.analysis.page.maps import best_layer
 from speechssl.analysis.page.plots import attention_maps, units_figure
 from speechssl.analysis.result import ModelAnalysis
 from speechssl.audio import read_audio
-from speechssl.errors import SpeechsslError
+from speechssl.data.spans import SLACK
+from speechssl.errors import AudioError, SpeechsslError
 from speechssl.extraction import extract
-from speechssl.report.audio import SAMPLE_RATE, log_mel
-from speechssl.report.blocks import Block, Figure
+from speechssl.report.audio import SAMPLE_RATE, load_clip, log_mel
+from speechssl.report.blocks import Block, Example, Figure, Listen, Player
 from speechssl.types import Utterance
 
 SHORTEST, LONGEST = 1.2, 5.0
 """Seconds; what lies between can be read in a figure."""
+ENOUGH = 12
+"""Phones that an example has, where one has so many."""
 MAPS = 4
 """Layers whose attention is drawn."""
 Floats = NDArray[np.float64]
@@ -32,7 +36,7 @@ def choose_examples(material: Material, count: int) -> list[Utterance]:
     """Utterances of a readable length, with phones where there are some, of different speakers."""
     phones = material.labels.of("phone")
     fit = [u for u in material.utterances if SHORTEST <= (u.duration or 0.0) <= LONGEST]
-    ordered = sorted(fit, key=lambda u: (u.id not in phones, u.id))
+    ordered = sorted(fit, key=lambda u: (-min(len(phones.get(u.id, ())), ENOUGH), u.id))
     chosen: list[Utterance] = []
     for first_of_speaker in (True, False):
         for utterance in ordered:
@@ -82,12 +86,25 @@ def example_blocks(
                 attention[utterance.id].append(figure)
     blocks: list[Block] = []
     for utterance in chosen:
-        blocks += [_units(utterance, material, edges[utterance.id]), *attention[utterance.id]]
+        blocks += [*_audio(utterance), _units(utterance, material, edges[utterance.id]), *attention[utterance.id]]
     return blocks, list(dict.fromkeys(problems))
 
 
 def _waveform(utterance: Utterance, sample_rate: int) -> torch.Tensor:
     return read_audio(utterance.path, sample_rate=sample_rate, start=utterance.start, duration=utterance.duration)
+
+
+def _audio(utterance: Utterance) -> list[Block]:
+    """A player, where the utterance is a file of its own."""
+    try:
+        clip = load_clip(Path(utterance.path))
+    except AudioError:  # a member of an archive, say, or no encoder: the figures stand alone
+        return []
+    if utterance.start or abs(clip.seconds - (utterance.duration or clip.seconds)) > SLACK:
+        return []
+    texts = [("Text", str(utterance.labels["text"]))] if utterance.labels.get("text") else []
+    player = Player(str(utterance.labels.get("speaker") or "unknown speaker"), clip.uri, clip.seconds)
+    return [Listen("What is drawn below.", [Example(utterance.id, texts, [player])])]
 
 
 def _units(utterance: Utterance, material: Material, units: Mapping[str, tuple[int, Floats]]) -> Figure:
@@ -96,7 +113,7 @@ def _units(utterance: Utterance, material: Material, units: Mapping[str, tuple[i
     phones = material.labels.of("phone").get(utterance.id, ())
     svg = units_figure(log_mel(waveform), phones, units, seconds=seconds)
     text = str(utterance.labels.get("text") or "not transcribed")
-    counts = ", ".join(f"{len(e) + 1} by {label}" for label, (_, e) in units.items())
+    counts = "; ".join(f"{len(e) + 1} by {label}" for label, (_, e) in units.items())
     rates = f" Runs of one unit: {counts}." if counts else ""
     lines = ", white lines: where phones begin" if phones else ""
     caption = (

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from speechssl.analysis.page.words import depth, random, written
-from speechssl.analysis.result import ModelAnalysis
+from speechssl.analysis.result import LayerValue, Measure, ModelAnalysis
 from speechssl.report.blocks import Cell, Table
 
 UPPER_MIDDLE = (0.4, 0.95)
 """Depths at which phones are expected to be told best: above the first two fifths, below the last layer of twelve."""
 EARLY = 0.5
 """Depth up to which a layer is early."""
+AGAINST = "CONTRADICTS"
 PHONES = ("probe/phone", "similarity/phone pwcca", "information/phone share", "abx/within", "abx/any")
 SPEAKERS = ("probe/speaker", "information/speaker share")
 SPECTRA = ("similarity/mel pwcca", "similarity/mel cka")
@@ -26,6 +27,8 @@ class Finding:
     measure: str
     found: str
     agrees: bool
+    undecided: bool = False
+    """Whether a layer where it is predicted lies within the interval of the best one."""
 
 
 def findings(models: Sequence[ModelAnalysis]) -> list[Finding]:
@@ -58,8 +61,17 @@ def _peaks(
         if measure is None or best is None:
             continue
         words = f"layer {best.layer} of {model.num_layers - 1} ({written(best.value, measure.unit)})"
-        found.append(Finding(prediction, source, model.model, measure.title, words, fits(depth(best.layer, model))))
+        fit = fits(depth(best.layer, model))
+        near = not fit and _reaches(best, measure, lambda layer: fits(depth(layer, model)))
+        found.append(Finding(prediction, source, model.model, measure.title, words, fit, near))
     return found
+
+
+def _reaches(best: LayerValue, measure: Measure, fits: Callable[[int], bool]) -> bool:
+    """Whether the value of some layer that fits is within the interval of the best one."""
+    if best.low is None or best.high is None:
+        return False
+    return any(best.low <= v.value <= best.high for v in measure.values if fits(v.layer))
 
 
 def _ranks(trained: Sequence[ModelAnalysis], untrained: Sequence[ModelAnalysis]) -> list[Finding]:
@@ -85,9 +97,9 @@ def literature_table(found: Sequence[Finding]) -> Table | None:
     rows = [
         [
             Cell(f.prediction, note=f.source), Cell(f.model), Cell(f.measure), Cell(f.found),
-            Cell("as predicted" if f.agrees else "CONTRADICTS", heat=None if f.agrees else 0.7),
+            Cell(_verdict(f), heat=0.7 if _verdict(f) == AGAINST else None),
         ]
-        for f in sorted(found, key=lambda f: f.agrees)
+        for f in sorted(found, key=lambda f: (f.agrees, f.undecided))
     ]  # fmt: skip
     caption = (
         "Predictions are of base-size models that were trained on hundreds of hours or more; small ones, short "
@@ -99,11 +111,17 @@ def literature_table(found: Sequence[Finding]) -> Table | None:
     return Table("What the literature predicts", caption, header, rows)
 
 
+def _verdict(finding: Finding) -> str:
+    if finding.agrees:
+        return "as predicted"
+    return "undecided: within the interval" if finding.undecided else AGAINST
+
+
 def contradictions(found: Sequence[Finding]) -> list[str]:
     """A sentence for each prediction that does not hold here."""
     return [
         f"{f.model} contradicts the literature: {f.prediction[0].lower()}{f.prediction[1:]}, but by "
         f"'{f.measure}' it is {f.found}."
         for f in found
-        if not f.agrees
+        if _verdict(f) == AGAINST
     ]

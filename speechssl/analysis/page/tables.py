@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from speechssl.analysis.page.literature import Finding
+from speechssl.analysis.page.literature import Finding, contradictions
 from speechssl.analysis.page.words import interval, written
 from speechssl.analysis.result import Analysis, ModelAnalysis
 from speechssl.report.blocks import Cell, Code, Table
@@ -94,11 +94,11 @@ def sentence_of(models: Sequence[ModelAnalysis], found: Sequence[Finding]) -> st
             parts.append(f"{what} best in {join_words([f'layer {layer} of {label}' for label, layer in best])}")
     text = f"Probes tell {'; '.join(parts)}. " if parts else ""
     if found:
-        against = sum(not f.agrees for f in found)
+        against = len(contradictions(found))
         rest = (
             f"{against} {'is' if against == 1 else 'are'} contradicted here, see below."
             if against
-            else "all hold here."
+            else "none is contradicted here."
         )
         text += f"Of {format_count(len(found))} predictions of the literature {rest}"
     return text.strip()

@@ -63,6 +63,7 @@ def interval(value: LayerValue, unit: str) -> str:
     """'[70.1 %, 72.3 %]', or nothing."""
     if value.low is None or value.high is None:
         return ""
+    unit = unit if unit == "share" else ""
     return f"[{written(value.low, unit, like=value.value)}, {written(value.high, unit, like=value.value)}]"
 
 
