@@ -97,7 +97,7 @@ def log_mel(waveform: Tensor, lengths: Tensor | None = None, config: DMelConfig 
 
 
 def discretize(features: Tensor, entries: Tensor) -> Tensor:
-    """The nearest entry of each energy, of two equally near the lower: (..., M) and ascending (V,) -> (..., M) int64."""
+    """The nearest entry of each energy, of two as near the lower: (..., M) and ascending (V,) -> (..., M) int64."""
     middles = (entries[1:] + entries[:-1]) / 2
     return torch.bucketize(features.contiguous(), middles.to(features.device))
 
@@ -115,19 +115,22 @@ def paper_entries(features: Iterable[Tensor], *, bits: int = 4) -> Tensor:
         least, largest = min(least, float(low)), max(largest, float(high))
     if not least < largest:
         raise SpeechsslError("A grid needs energies that differ, but there are none, or all are alike.")
-    return least + (largest - least) / 2**bits * torch.arange(2**bits)
+    grid: Tensor = least + (largest - least) / 2**bits * torch.arange(2**bits)
+    return grid
 
 
 @cache
 def _window(config: DMelConfig) -> Tensor:
     before = (config.fft_size - config.window) // 2
-    return F.pad(torch.hann_window(config.window), (before, config.fft_size - config.window - before))
+    window: Tensor = F.pad(torch.hann_window(config.window), (before, config.fft_size - config.window - before))
+    return window
 
 
 @cache
 def _filters(config: DMelConfig) -> Tensor:
     """Slaney's scale and norm, as librosa has them, (F / 2 + 1, M)."""
-    return AF.melscale_fbanks(
+    filters: Tensor = AF.melscale_fbanks(
         config.fft_size // 2 + 1, config.low_freq, config.high_freq, config.num_mel_bins, config.sample_rate,
         norm="slaney", mel_scale="slaney",
     )  # fmt: skip
+    return filters

@@ -208,7 +208,7 @@ def edit_distance(first: Sequence[int], second: Sequence[int]) -> float:
 
 
 def sequences(codes: Mapping[str, Tensor], *, dedup: bool = True) -> dict[str, list[int]]:
-    """Units as integers: id -> (U,), one per run unless `dedup` is False; of several codebooks one number each frame."""
+    """Units as integers: id -> (U,), one per run unless `dedup` is False; of several codebooks one number a frame."""
     if not codes:
         return {}
     arrays = {name: _columns(array) for name, array in codes.items()}
@@ -240,4 +240,5 @@ def _checked(codes: Mapping[str, Tensor], entries: int) -> dict[str, Tensor]:
 def _count(array: Tensor, entries: int) -> Counts:
     groups = array.size(1)
     places = array + torch.arange(groups) * entries
-    return torch.bincount(places.flatten(), minlength=groups * entries).view(groups, entries).numpy()
+    counts: Counts = torch.bincount(places.flatten(), minlength=groups * entries).view(groups, entries).numpy()
+    return counts
