@@ -97,6 +97,7 @@ def load_converter(
     *,
     upstream: str | Path | Upstream | None = None,
     layer: int | None = None,
+    match_layer: int | None = None,
     vocoder: str | Path | None = None,
     k: int | None = None,
     trim: bool | None = None,
@@ -111,6 +112,8 @@ def load_converter(
         upstream: of a run, where its upstream is now, if it was moved; of kNN-VC, the upstream; None = the one that run
             or vocoder name.
         layer: of kNN-VC; None = the one that the vocoder reads.
+        match_layer: of kNN-VC, the hidden state that is compared to find the nearest frames; None = as the vocoder
+            says, or `layer`.
         vocoder: of kNN-VC, a folder of `speechssl vocoder`, or its 'prematch_g_02500000.pt' or 'g_02500000.pt'; of a
             run, another one than it was evaluated with; None = the one that comes with the package, of kNN-VC.
         k: nearest frames that are averaged; None = as in the run, or 4.
@@ -125,7 +128,7 @@ def load_converter(
         SpeechsslError: upstream or vocoder can't be loaded.
     """
     converter: Converter = task_module(TASK, "loading").make_converter(
-        run_folder, upstream=upstream, layer=layer, vocoder=vocoder, k=k, trim=trim, chunk=chunk,
-        precision=precision, device=device,
+        run_folder, upstream=upstream, layer=layer, match_layer=match_layer, vocoder=vocoder, k=k, trim=trim,
+        chunk=chunk, precision=precision, device=device,
     )  # fmt: skip
     return converter

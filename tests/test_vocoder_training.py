@@ -20,6 +20,7 @@ from speechssl.errors import ConfigError, SpeechsslError, UnknownNameError
 from speechssl.loading import load_upstream
 from speechssl.train.watch import TrainingError
 from speechssl.types import Utterance
+from speechssl.vocoder import data as vocoder_data
 from speechssl.vocoder import load_vocoder, log_mel, synthesise
 from speechssl.vocoder import train as training
 from speechssl.vocoder.config import PRESETS, VocoderTrainConfig
@@ -203,9 +204,18 @@ def test_a_vocoder_of_features_says_which_and_reads_them(
 
     def run() -> VocoderOutcome:
         return train_vocoder(
-            "knnvc", corpus=tiny_corpus, output=tmp_path, upstream=name, layer=2, prematch=prematch, overrides=settings
-        )
+            "knnvc", corpus=tiny_corpus, output=tmp_path, upstream=name, layer=2, prematch=prematch,
+            match_layer=1 if prematch else None, overrides=settings,
+        )  # fmt: skip
 
+    compared = []
+    search = vocoder_data.find_neighbours
+
+    def watched(features: Any, *arguments: Any, **settings: Any) -> torch.Tensor:
+        compared.append(features.get("aa0-00")[0])
+        return search(features, *arguments, **settings)
+
+    monkeypatch.setattr(vocoder_data, "find_neighbours", watched)
     run()
     vocoder = load_vocoder(tmp_path)
     upstream = load_upstream("hubert_tiny", random_weights=0)
@@ -213,6 +223,12 @@ def test_a_vocoder_of_features_says_which_and_reads_them(
     assert (vocoder.source.upstream, vocoder.source.layer, vocoder.source.prematched) == (name, 2, prematch)
     assert vocoder.source.fingerprint == upstream.fingerprint()
     waveform = torch.tensor(_vowel(), dtype=torch.float32)
+    assert vocoder.source.matching == (1 if prematch else None)
+    spoken, _ = soundfile.read(tiny_corpus / "audio" / "aa0-00.flac", dtype="float32")
+    (first,) = upstream(torch.from_numpy(spoken)[None], layers=[1]).hidden_states[1]
+    assert len(compared) == int(prematch)
+    for frames in compared:
+        torch.testing.assert_close(frames.float(), first, atol=0.05, rtol=0.02)  # kept in bfloat16
     out = upstream(waveform[None], torch.tensor([len(waveform)]), layers=[2])
     frames = out.hidden_states[2][0]
     assert synthesise(vocoder, frames).shape == (len(frames) * 320,)

@@ -90,20 +90,21 @@ def _trim(waveform: Tensor) -> Tensor:
     return vad(front.flip(1)).flip(1)[0]
 
 
-def _slow_knn_vc(parts: Path, source: str, target: list[str], *, level: float | None) -> Tensor:
+def _slow_knn_vc(parts: Path, source: str, target: list[str], *, level: float | None, matching: int = LAYER) -> Tensor:
     """As matcher.py of the official code reads: cosine from cdist, the four nearest, their mean, the generator."""
     upstream = load_upstream(parts / "wavlm", normalize=False)
 
-    def frames(name: str, *, trim: bool) -> Tensor:
+    def frames(name: str, *, trim: bool, layer: int = matching) -> Tensor:
         waveform = torch.from_numpy(soundfile.read(parts / name, dtype="float32")[0])
         with torch.inference_mode():
-            return upstream((_trim(waveform) if trim else waveform)[None]).hidden_states[LAYER][0].double()
+            return upstream((_trim(waveform) if trim else waveform)[None]).hidden_states[layer][0].double()
 
     query = frames(source, trim=False)
     pool = torch.cat([frames(name, trim=True) for name in target])
+    values = torch.cat([frames(name, trim=True, layer=LAYER) for name in target])
     product = (query.norm(dim=1)[:, None] ** 2 + pool.norm(dim=1)[None] ** 2 - torch.cdist(query, pool) ** 2) / 2
     distance = 1 - product / (query.norm(dim=1)[:, None] * pool.norm(dim=1)[None])
-    matched = pool[distance.topk(4, dim=1, largest=False).indices].mean(dim=1)
+    matched = values[distance.topk(4, dim=1, largest=False).indices].mean(dim=1)
     waveform = _slow_forward(_weights(), matched[None])[0]
     if level is None:
         return waveform
@@ -121,6 +122,23 @@ def test_knn_vc_with_public_weights_gives_the_audio_of_the_reference(parts: Path
         found = knn_vc.convert(parts / "a.wav", voice, loudness="vocoder" if level is None else level)
         assert (found.sample_rate, found.path) == (RATE, None)
         torch.testing.assert_close(found.waveform.double(), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("matching", [2, 7])
+def test_nearest_frames_may_be_looked_for_in_another_layer(
+    matching: int, parts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("speechssl.vocoder.hifigan.KNNVC", SMALL_FEATURES)
+    vocoder = parts / "prematch_g_02500000.pt"
+    converter = load_converter(upstream=parts / "wavlm", vocoder=vocoder, match_layer=matching)
+    converter.voice(parts / "b.wav").save(tmp_path / "b.voice")
+    found = converter.convert(parts / "a.wav", tmp_path / "b.voice", loudness="vocoder").waveform
+    expected = _slow_knn_vc(parts, "a.wav", ["b.wav"], level=None, matching=matching)
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=0)
+    same = _slow_knn_vc(parts, "a.wav", ["b.wav"], level=None)
+    assert float((expected - same).abs().max()) > 1e-3
+    with pytest.raises(SpeechsslError, match=r"b\.voice is of layers .* and not layer 6"):
+        load_converter(upstream=parts / "wavlm", vocoder=vocoder).voice(tmp_path / "b.voice")
 
 
 def test_a_kept_voice_gives_the_same_audio_and_only_where_it_fits(
@@ -223,10 +241,10 @@ def test_a_run_gives_a_public_vocoder_features_of_waveforms_as_they_are(
         "dev_pairs=2", "test_pairs=2", "judges=none",
     )  # fmt: skip
 
-    def measure(upstream: str) -> None:
+    def measure(upstream: str, *more: str) -> None:
         options = RunOptions(str(tmp_path / "cache"))
         run(
-            "voice_conversion", upstream=upstream, corpus=tiny_corpus, out=tmp_path, overrides=settings,
+            "voice_conversion", upstream=upstream, corpus=tiny_corpus, out=tmp_path, overrides=[*settings, *more],
             options=options,
         )  # fmt: skip
 
@@ -237,3 +255,9 @@ def test_a_run_gives_a_public_vocoder_features_of_waveforms_as_they_are(
     alone = load_converter(upstream=parts / "wavlm", vocoder=parts / "prematch_g_02500000.pt")
     found, expected = (c.convert(parts / "a.wav", parts / "b.wav").waveform for c in (made, alone))
     assert torch.equal(found, expected)
+    measure(f"two={parts / 'wavlm'}:raw", f"features.layers=[{LAYER},3]", "features.interface=concat")
+    made = load_converter(tmp_path / "voice_conversion" / "two" / "seed0", trim=True)
+    alone = load_converter(upstream=parts / "wavlm", vocoder=parts / "prematch_g_02500000.pt", match_layer=3)
+    found, other = (c.convert(parts / "a.wav", parts / "b.wav").waveform for c in (made, alone))
+    torch.testing.assert_close(found, other, atol=1e-5, rtol=0)
+    assert float((found - expected).abs().max()) > 1e-3

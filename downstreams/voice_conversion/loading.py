@@ -4,16 +4,17 @@ T frames, D width.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from downstreams.voice_conversion.converter import FrameConverter
 from downstreams.voice_conversion.encoder import Encoder, encoder_of_run
-from downstreams.voice_conversion.method import match_pieces
+from downstreams.voice_conversion.method import EVERYTHING, match_pieces, side_by_side
 from downstreams.voice_conversion.synthesis.method import warn_of_one_voice
 from downstreams.voice_conversion.task import VoiceConversion
 from downstreams.voice_conversion.vocoders import NAMED, check_features, check_upstream, resolve_path
@@ -35,6 +36,7 @@ def make_converter(
     *,
     upstream: str | Path | Upstream | None,
     layer: int | None,
+    match_layer: int | None,
     vocoder: str | Path | None,
     k: int | None,
     trim: bool | None,
@@ -46,8 +48,10 @@ def make_converter(
     if k is not None and k < 1:
         raise ConfigError(f"`k` must be 1 or more, but is {k}.")
     if run_folder is not None:
-        if layer is not None:
-            raise ConfigError("`layer` is of kNN-VC without a run: leave it out, since a run has its own layers.")
+        if layer is not None or match_layer is not None:
+            raise ConfigError(
+                "`layer` and `match_layer` are of kNN-VC without a run: leave them out, since a run has its own layers."
+            )
         return _from_run(
             run_folder, upstream, vocoder, k=k, trim=bool(trim), chunk=chunk, precision=precision, device=device
         )
@@ -62,13 +66,19 @@ def make_converter(
             "give a vocoder that reads features."
         )
     model = _upstream_of(loaded, upstream, device)
-    wanted = next(iter(model.resolve_layers([loaded.source.layer if layer is None else layer])))
-    check_features(loaded, layer=wanted, width=model.hidden_sizes[wanted], frame_rate=model.frame_rate)
-    encoder = Encoder(model, [wanted], chunk=chunk, precision=precision)
+    said = _layer_of(model, loaded.source.layer if layer is None else layer)
+    compared = loaded.source.matching if match_layer is None else match_layer
+    compared = said if compared is None else _layer_of(model, compared)
+    check_features(loaded, layer=said, width=model.hidden_sizes[said], frame_rate=model.frame_rate)
+    encoder, columns = Encoder(model, [said], chunk=chunk, precision=precision), EVERYTHING
+    if compared != said:
+        layers = sorted([said, compared])
+        columns = side_by_side(said, compared, model.hidden_sizes[layers[0]])
+        encoder = Encoder(model, layers, join=_beside, joined="side by side", chunk=chunk, precision=precision)
     neighbours = K if k is None else k
 
     def speak(source: Iterable[Tensor], voice: Tensor) -> Iterator[Tensor]:
-        return match_pieces(source, voice.to(device), k=neighbours)
+        return match_pieces(source, voice.to(device), k=neighbours, columns=columns)
 
     return FrameConverter(encoder, speak, _to(loaded, device), trim=trim is None or trim)
 
@@ -133,6 +143,14 @@ def _upstream_of(vocoder: Vocoder, upstream: str | Path | Upstream | None, devic
         model = load(replace(spec, normalize=False) if source.fingerprint is None else spec, device=device)
     check_upstream(vocoder, model)
     return model
+
+
+def _layer_of(model: Upstream, layer: int) -> int:
+    return next(iter(model.resolve_layers([layer])))
+
+
+def _beside(layers: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(layers), dim=1)
 
 
 def _to(vocoder: Vocoder, device: str) -> Vocoder:

@@ -4,7 +4,7 @@ Shapes: B batch, T frames of the source, N frames of the target, D width, T' mel
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,22 @@ Mels = Callable[[Utterance], Tensor]
 """Gives the (T', M) log-mel of an utterance's natural speech."""
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 """Each call goes once through the features of the training data: (B, T, D) and valid frames (B,)."""
+
+
+class Columns(NamedTuple):
+    """What of a frame is compared, and what is said, where two layers stand side by side."""
+
+    compared: slice = slice(None)
+    said: slice = slice(None)
+
+
+EVERYTHING = Columns()
+
+
+def side_by_side(said: int, compared: int, width: int) -> Columns:
+    """The columns of two layers, of which the lower one is first, and `width` wide."""
+    halves = slice(0, width), slice(width, None)
+    return Columns(halves[compared > said], halves[said > compared])
 
 
 class Method(Protocol):
@@ -155,11 +171,17 @@ class FeatureNeighbours(Method):
         """
         self.config = config
         self.vocoder = vocoder
-        source = cast(FeatureSource, vocoder.source)
-        if config.features.layers != (source.layer,):
+        source, features = cast(FeatureSource, vocoder.source), config.features
+        layers = set(features.layers or ())
+        self.matching: int | None = None
+        beside = features.interface == "concat" and features.interface_size is None
+        if len(layers) == 2 and source.layer in layers and beside:
+            self.matching = next(iter(layers - {source.layer}))
+        elif features.layers != (source.layer,):
             raise ConfigError(
                 f"The vocoder {vocoder.name} reads layer {source.layer} of '{source.upstream}': set "
-                f"`features.layers=[{source.layer}]`."
+                f"`features.layers=[{source.layer}]`, or name another layer beside it, which is then compared, with "
+                "`features.interface=concat`."
             )
         if config.matching != "raw" or config.features.normalize:
             raise ConfigError(
@@ -171,7 +193,8 @@ class FeatureNeighbours(Method):
     def build_head(self, size: int, frame_rate: float) -> nn.Module:
         """Nothing."""
         layer = cast(FeatureSource, self.vocoder.source).layer
-        check_features(self.vocoder, layer=layer, width=size, frame_rate=frame_rate)
+        width = size if self.matching is None else size // 2
+        check_features(self.vocoder, layer=layer, width=width, frame_rate=frame_rate)
         return nn.Identity()
 
     @override
@@ -192,22 +215,32 @@ class FeatureNeighbours(Method):
     def pieces(self, head: nn.Module, source: Iterable[Tensor], voice: Tensor) -> Iterator[Tensor]:
         """Matches frame by frame."""
         del head
-        return match_pieces(source, voice, k=self.config.k)
+        return match_pieces(source, voice, k=self.config.k, columns=self._columns(voice))
+
+    def said(self, frames: Tensor) -> Tensor:
+        """What the vocoder reads of frames: (T, D) -> (T, M)."""
+        return frames[:, self._columns(frames).said]
+
+    def _columns(self, frames: Tensor) -> Columns:
+        if self.matching is None:
+            return Columns()
+        return side_by_side(cast(FeatureSource, self.vocoder.source).layer, self.matching, frames.size(1) // 2)
 
 
 @torch.inference_mode()
-def match_pieces(source: Iterable[Tensor], voice: Tensor, *, k: int) -> Iterator[Tensor]:
+def match_pieces(source: Iterable[Tensor], voice: Tensor, *, k: int, columns: Columns = EVERYTHING) -> Iterator[Tensor]:
     """kNN-VC itself: raw features, cosine, uniform mean; the result is what a vocoder on features reads.
 
     Args:
         source: (T of the piece, D) each.
         voice: (N, D).
+        columns: of both, where not all are compared and said.
 
     Yields:
-        (T of the piece, D).
+        (T of the piece, M).
 
     Paper: Baas et al. 2023, sec. 2, arXiv:2305.18975.
     """
-    pool = ReferencePool(voice)
+    pool, values = ReferencePool(voice[:, columns.compared].contiguous()), voice[:, columns.said].contiguous()
     for piece in source:
-        yield convert(piece.to(voice.device), pool, k=k)
+        yield convert(piece.to(voice.device)[:, columns.compared].contiguous(), pool, k=k, values=values)

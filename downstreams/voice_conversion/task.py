@@ -125,13 +125,13 @@ class VoiceConversion(Task):
         judges = scoring.load_judges()
         # Copy synthesis of features needs those of the test split, which dev does without.
         frames = predictions if self.on_features and split == "test" else None
-        kept = self._bounds_folder(data, frames)
+        kept, neighbours = self._bounds_folder(data, frames), cast(FeatureNeighbours, self.method)
         bounds = load_bounds(
             plan,
             judges,
             self.vocoder,
             kept,
-            frames=None if frames is None else lambda utterance: frames[utterance.id],
+            frames=None if frames is None else lambda utterance: neighbours.said(frames[utterance.id]),
             judged=not self.on_features or split == "test",
         )
         voices = bounds.voices()

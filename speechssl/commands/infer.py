@@ -74,6 +74,9 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     layer: Annotated[
         int | None, typer.Option(help="kNN-VC: hidden state; else the one that the vocoder reads.")
     ] = None,
+    match_layer: Annotated[
+        int | None, typer.Option(help="kNN-VC: hidden state that is compared; else as the vocoder says, or --layer.")
+    ] = None,
     k: Annotated[int | None, typer.Option(help="Conversion: nearest frames that are averaged.")] = None,
     trim: Annotated[
         bool | None, typer.Option("--trim/--no-trim", help="Conversion: cut silence off the ends of --voice files.")
@@ -128,8 +131,8 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     from speechssl.conversion import load_converter
 
     converter = load_converter(
-        run, upstream=upstream, layer=layer, vocoder=vocoder, k=k, trim=trim, chunk=chunk or None,
-        precision=precision, device=device,
+        run, upstream=upstream, layer=layer, match_layer=match_layer, vocoder=vocoder, k=k, trim=trim,
+        chunk=chunk or None, precision=precision, device=device,
     )  # fmt: skip
     kept = converter.voice(list(voice or ()))
     if save_voice is not None:

@@ -24,6 +24,9 @@ def command(
         bool,
         typer.Option("--prematch", help="Train on means of the nearest frames of the speaker's other utterances."),
     ] = False,
+    match_layer: Annotated[
+        int | None, typer.Option(help="Hidden state that is compared to find the nearest frames; else --layer.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML with the settings to change.")] = None,
 ) -> None:
     """Train a vocoder on a corpus; an interrupted run goes on by itself.
@@ -45,6 +48,7 @@ def command(
         upstream=upstream,
         layer=layer,
         prematch=prematch,
+        match_layer=match_layer,
         yaml=config,
         overrides=overrides or (),
     )

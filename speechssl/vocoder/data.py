@@ -43,11 +43,13 @@ class FeatureRequest:
     """As the user called it."""
     layer: int
     prematch: bool
+    matching: int | None = None
+    """Which hidden state prematching compares; None = `layer`."""
 
     @property
     def source(self) -> FeatureSource:
         """What is written beside the vocoder."""
-        return FeatureSource(self.name, self.layer, self.upstream.fingerprint(), self.prematch)
+        return FeatureSource(self.name, self.layer, self.upstream.fingerprint(), self.prematch, self.matching)
 
 
 @dataclass(frozen=True)
@@ -227,10 +229,14 @@ def _open_frames(
     neighbours = None
     if request.prematch:
         least = round(train.least_pool * upstream.frame_rate)
-        key = neighbours_key(corpus, upstream.fingerprint(), request.layer, train.neighbours, least)
+        matching = request.layer if request.matching is None else request.matching
+        compared = store
+        if matching != request.layer:
+            compared = FeatureCache().features(upstream, utterances, layers=[matching])
+        key = neighbours_key(corpus, upstream.fingerprint(), matching, train.neighbours, least)
         neighbours = kept_neighbours(folder / NEIGHBOURS_FILE, key=key)
         if neighbours is None:
-            neighbours = find_neighbours(store, utterances, k=train.neighbours, least=least, device=device)
+            neighbours = find_neighbours(compared, utterances, k=train.neighbours, least=least, device=device)
             keep_neighbours(folder / NEIGHBOURS_FILE, neighbours, key=key)
     frames = FrameReader(store, ids, neighbours)
     cut = []

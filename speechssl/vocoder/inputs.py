@@ -15,3 +15,5 @@ class FeatureSource:
     """Of the upstream's weights; None = not known."""
     prematched: bool | None = None
     """Whether it was trained on means of nearest frames, as conversion gives it; None = not known."""
+    matching: int | None = None
+    """Which hidden state is compared to find the nearest frames; None = `layer`."""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -25,6 +25,7 @@ def train_vocoder(
     upstream: str | None = None,
     layer: int | None = None,
     prematch: bool = False,
+    match_layer: int | None = None,
     yaml: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> VocoderOutcome:
@@ -37,6 +38,7 @@ def train_vocoder(
         upstream: reads features of it in place of log-mel, as `speechssl run` takes it; `layer` says
             which.
         prematch: trains on means of nearest frames, see `frames.find_neighbours`.
+        match_layer: which hidden state is compared to find these, here and in conversion; None = `layer`.
         overrides: such as 'train.steps=1000'.
 
     Raises:
@@ -47,7 +49,7 @@ def train_vocoder(
     if preset not in PRESETS:
         raise UnknownNameError("vocoder preset", preset, PRESETS)
     folder = Path(output)
-    request = _request(upstream, layer, prematch)
+    request = _request(upstream, layer, prematch, match_layer)
     default = PRESETS[preset]
     if request is not None:
         default = with_features(default, request.upstream.hidden_sizes[request.layer])
@@ -79,15 +81,18 @@ def _make_fabric(config: VocoderTrainConfig) -> Any:
     return fabric
 
 
-def _request(upstream: str | None, layer: int | None, prematch: bool) -> FeatureRequest | None:
+def _request(upstream: str | None, layer: int | None, prematch: bool, match_layer: int | None) -> FeatureRequest | None:
     if upstream is None:
-        if layer is not None or prematch:
-            raise ConfigError("`--layer` and `--prematch` are about features: name their `--upstream` too.")
+        if layer is not None or prematch or match_layer is not None:
+            raise ConfigError(
+                "`--layer`, `--prematch` and `--match-layer` are about features: name their `--upstream` too."
+            )
         return None
     if layer is None:
         raise ConfigError("`--layer` must say which hidden state of the upstream is read, such as 6 of wavlm_large.")
     loaded = load(parse_spec(upstream), device="cpu")
-    return FeatureRequest(loaded, upstream, next(iter(loaded.resolve_layers([layer]))), prematch)
+    read, compared = (None if n is None else next(iter(loaded.resolve_layers([n]))) for n in (layer, match_layer))
+    return FeatureRequest(loaded, upstream, cast(int, read), prematch, None if compared == read else compared)
 
 
 def _check_features(preset: str, config: VocoderConfig, request: FeatureRequest | None) -> None:

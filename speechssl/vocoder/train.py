@@ -265,7 +265,7 @@ def _identity(config: VocoderConfig, data: VocoderData, source: FeatureSource | 
     """What must be equal for a run to go on, as JSON gives it back."""
     varies = RUN_KEYS if config.train.schedule == "epochs" else RUN_KEYS - {"steps"}
     settings = {k: v for k, v in asdict(config.train).items() if k not in varies}
-    told = None if source is None else to_dict(source)
+    told = None if source is None else {k: v for k, v in to_dict(source).items() if (k, v) != ("matching", None)}
     found: dict[str, Any] = json.loads(
         json.dumps({"model": to_dict(config.model), "train": settings, "source": told, **data.identity})
     )
