@@ -96,8 +96,8 @@ def literature_table(found: Sequence[Finding]) -> Table | None:
         return None
     rows = [
         [
-            Cell(f.prediction, note=f.source), Cell(f.model), Cell(f.measure), Cell(f.found),
-            Cell(_verdict(f), heat=0.7 if _verdict(f) == AGAINST else None),
+            Cell(f.prediction, note=f"{f.measure}\n{f.source}"),
+            Cell(_verdict(f), heat=0.7 if _verdict(f) == AGAINST else None), Cell(f.model), Cell(f.found),
         ]
         for f in sorted(found, key=lambda f: (f.agrees, f.undecided))
     ]  # fmt: skip
@@ -107,7 +107,7 @@ def literature_table(found: Sequence[Finding]) -> Table | None:
         f"{UPPER_MIDDLE[0]:.0%} and {UPPER_MIDDLE[1]:.0%} of the depth; early: its first {EARLY:.0%}. These limits are "
         "ours."
     )
-    header = [Cell(c) for c in ("Prediction", "Model", "Measure", "Best layer, or values", "Here")]
+    header = [Cell(c) for c in ("Prediction", "Here", "Model", "Best layer, or values")]
     return Table("What the literature predicts", caption, header, rows)
 
 
