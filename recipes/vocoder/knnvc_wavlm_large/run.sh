@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 source ../common.sh "$@"
 
 stage "corpus"
-upstream=wavlm_large layer=6
+upstream=wavlm_large:raw layer=6 # waveforms as they are, though the checkpoint says that they are normalised
 if [ "$smoke" ]; then
   generated
   upstream=hubert_tiny:random layer=2
