@@ -28,6 +28,7 @@ from speechssl.crops import MARK, training_crops
 from speechssl.data.corpus import Corpus
 from speechssl.devices import resolve_devices, share
 from speechssl.errors import DivergedError, ManifestError, SpeechsslError
+from speechssl.extraction import find_bad
 from speechssl.feature_store import FeatureStore
 from speechssl.fitting import Fit, Fitted
 from speechssl.inference import save_task
@@ -56,6 +57,9 @@ class RunOptions:
     cache_folder: str | None = None
     """None = `speechssl.files.default_folder()`."""
     cache_gb: float = 20.0
+    """Budget of the folder, 10^9 bytes, of which the frames of each upstream of a call may take an equal part."""
+    upstreams: int = 1
+    """How many these are; `speechssl.runner.run` sets it."""
     jobs: int = 1
     """Processes; each trains one head at a time."""
     threads: int = 1
@@ -153,7 +157,10 @@ def compute_features(upstream: Upstream, task: Task, data: TaskData, options: Ru
             skip_bad=options.skip_bad,
             devices=devices,
         )
-    keeper = FrameKeeper(cache, items, precision=options.precision, skip_bad=options.skip_bad, devices=devices)
+    keeper = FrameKeeper(
+        cache, items, precision=options.precision, skip_bad=options.skip_bad, devices=devices,
+        share=1.0 / options.upstreams,
+    )  # fmt: skip
     if adaptation.method == "frozen":
         return keeper.keep(upstream, layers, load=upstream.load if isinstance(upstream, CachedUpstream) else None)
     return Adaptable(
@@ -319,6 +326,15 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def without_bad_files(corpus: Corpus) -> Corpus:
+    """For `--skip-bad`: tasks read audio while they prepare, so it has to be known before."""
+    everything = {u.id: u for split in corpus.splits() for u in corpus.utterances(split)}
+    bad = find_bad(list(everything.values()))
+    if bad:
+        logger.warning("%d of %d utterances of %s are bad and left out", len(bad), len(everything), corpus.root)
+    return corpus.without(bad)
 
 
 def _without_bad(data: TaskData, store: Source) -> TaskData:

@@ -68,10 +68,11 @@ def measure_robustness(
 
     Args:
         folder: of the run.
-        corpus: that it was made on.
+        corpus: that it was made on; where it was made with `--skip-bad`, what `without_bad_files` makes of that.
         conditions: of `DISTURBANCES`; none = all. 'clean' is always among them.
         limit: test utterances that are heard, chosen by a hash of their ids; None = all.
         upstream: where it is now, if it was moved.
+        options: with `skip_bad` what is too short for the upstream is left out, of all conditions.
 
     Raises:
         UnknownNameError: a condition that there is not.
@@ -99,8 +100,9 @@ def measure_robustness(
     with progress(f"Disturbing {run.task.name}", total, unit="utterances") as advance:
         for name in wanted:
             predictions = _predict(run, tested, name, options, advance)
+            if name == CLEAN:
+                clean, tested = predictions, _heard(tested, predictions)
             measured = run.task.evaluate(run.probe.head, predictions, tested, "test", folder / "robustness" / name)
-            clean = predictions if name == CLEAN else clean
             found[name] = {**measured.metrics, **_change(clean, predictions)}
     robustness = Robustness(found, time.perf_counter() - begin)
     _write(robustness, folder, result)
@@ -115,9 +117,9 @@ def check_corpus(folder: Path, result: RunResult, corpus: Corpus) -> None:
     """
     if result.corpus.get("fingerprint") != corpus.fingerprint:
         raise ManifestError(
-            f"{folder} was made on another corpus than {corpus.root}, or without its bad files (`--skip-bad`): give "
-            f"`--set corpus=` the folder of '{result.corpus.get('name')}', fingerprint "
-            f"{result.corpus.get('fingerprint')}."
+            f"{folder} was made on another corpus than {corpus.root}, or with `--skip-bad`: give `--set corpus=` the "
+            f"folder of '{result.corpus.get('name')}', fingerprint {result.corpus.get('fingerprint')}, or say "
+            "`--set skip_bad=true`."
         )
 
 
@@ -128,6 +130,14 @@ def _chosen(test: Sequence[Utterance], limit: int | None) -> Sequence[Utterance]
     return [u for u in test if u.id in kept]
 
 
+def _heard(data: TaskData, predictions: Mapping[str, Any]) -> TaskData:
+    """Without what could not be heard."""
+    heard = [u for u in data.splits["test"] if u.id in predictions]
+    if not heard:
+        raise ManifestError("Every utterance of 'test' is too short for the upstream: mend the corpus.")
+    return replace(data, splits={**data.splits, "test": heard})
+
+
 def _predict(run: LoadedRun, data: TaskData, condition: str, options: RunOptions, advance: Advance) -> dict[str, Any]:
     """Utterance id -> what the task predicts of the disturbed audio of the test set."""
     found: dict[str, Any] = {}
@@ -136,7 +146,8 @@ def _predict(run: LoadedRun, data: TaskData, condition: str, options: RunOptions
         part = test[first : first + CHUNK]
         with TemporaryDirectory(prefix="speechssl-") as folder:
             heard = part if condition == CLEAN else list(_disturbed(part, condition, Path(folder)))
-            found.update(_hear(run, replace(data, splits={"test": heard}), options))
+            skip_bad = options.skip_bad and condition == CLEAN  # what the others lack would not compare
+            found.update(_hear(run, replace(data, splits={"test": heard}), options, skip_bad=skip_bad))
         advance(len(part), condition)
     return found
 
@@ -154,18 +165,23 @@ def _disturbed(utterances: Sequence[Utterance], condition: str, folder: Path) ->
         yield replace(utterance, path=str(path), start=0.0, duration=disturbed.numel() / SAMPLE_RATE)
 
 
-def _hear(run: LoadedRun, data: TaskData, options: RunOptions) -> dict[str, Any]:
+def _hear(run: LoadedRun, data: TaskData, options: RunOptions, *, skip_bad: bool) -> dict[str, Any]:
     task, utterances = run.task, data.splits["test"]
     devices = resolve_devices(options.devices)
     if task.config.adapt.method == "frozen":
         cache = FeatureCache(options.cache_folder, options.cache_gb)
         pooling = task.config.features.pooling
         store = cache.features(
-            run.upstream, utterances, layers=run.layers, pooling=pooling, precision=options.precision, devices=devices
-        )
-        return predict(run.probe, task, data, "test", store, devices=devices[:1])
-    found, features = {}, run.features(utterances)
+            run.upstream, utterances, layers=run.layers, pooling=pooling, precision=options.precision,
+            skip_bad=skip_bad, devices=devices,
+        )  # fmt: skip
+        heard = [u for u in utterances if u.id not in store.bad]
+        return predict(run.probe, task, replace(data, splits={"test": heard}), "test", store, devices=devices[:1])
+    found: dict[str, Any] = {}
+    features = run.features(utterances, bad={} if skip_bad else None)
     for utterance in utterances:
+        if utterance.id not in features:
+            continue
         own = features[utterance.id]
         lengths = torch.tensor([len(own) if own.dim() == 2 else 1], device=own.device)
         with torch.no_grad():

@@ -20,8 +20,18 @@ from speechssl.config import from_dict, load_config
 from speechssl.data.corpus import Corpus, open_corpus
 from speechssl.devices import resolve_devices
 from speechssl.errors import ConfigError, ManifestError, UnknownNameError
-from speechssl.extraction import find_bad
-from speechssl.jobs import Job, RunOptions, Work, build_task, compute_features, plain, prepare_data, run_all, with_cost
+from speechssl.jobs import (
+    Job,
+    RunOptions,
+    Work,
+    build_task,
+    compute_features,
+    plain,
+    prepare_data,
+    run_all,
+    with_cost,
+    without_bad_files,
+)
 from speechssl.registry import list_tasks, task_module
 from speechssl.result import RunResult, load_result
 from speechssl.sweep import Sweep, choose, parse_sweep, tidy
@@ -87,9 +97,10 @@ def run(
         raise ConfigError(f"`--sweep` has nothing to choose: '{name}' trains nothing with these settings.")
     opened = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     if options.skip_bad:
-        opened = _without_bad_files(opened)
+        opened = without_bad_files(opened)
     opened = opened.needing_audio()  # looks once for all heads, folds and seeds
     specs = resolve_upstreams(upstream, random_weights=random_weights)
+    options = replace(options, upstreams=len(specs))
     results: dict[Path, RunResult | None] = {}
     work: list[Work] = []
     for variant in make_variants(name, config, heads=heads, folds=folds):
@@ -199,12 +210,3 @@ def _same_settings(saved: Mapping[str, Any], config: Any) -> bool:
     except (ConfigError, TypeError):
         return False
     return bool(plain(whole) == plain(config))
-
-
-def _without_bad_files(corpus: Corpus) -> Corpus:
-    """For `--skip-bad`: tasks read audio while they prepare, so it has to be known before."""
-    everything = {u.id: u for split in corpus.splits() for u in corpus.utterances(split)}
-    bad = find_bad(list(everything.values()))
-    if bad:
-        logger.warning("%d of %d utterances of %s are bad and left out", len(bad), len(everything), corpus.root)
-    return corpus.without(bad)

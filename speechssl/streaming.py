@@ -125,14 +125,16 @@ class FrameKeeper:
         precision: Precision,
         skip_bad: bool,
         devices: Sequence[torch.device],
+        share: float = 1.0,
     ) -> None:
         """
         Args:
             precision: see `FeatureCache.features`; so are the next ones.
+            share: of the budget, where several upstreams are kept side by side.
         """
         self._cache, self._utterances = cache, utterances
         self._precision, self._skip_bad, self._devices = precision, skip_bad, devices
-        self._left = 1e9 * cache.max_gb
+        self._left = 1e9 * cache.max_gb * share
 
     def keep(
         self,
@@ -160,8 +162,8 @@ class FrameKeeper:
         )
         if others:
             logger.warning(
-                "The frames of %d utterances take %.1f GB, and the cache has %.1f left: %d of them are computed anew "
-                "at each pass. Raise `--cache-gb`, or choose fewer `features.layers`.",
+                "The frames of %d utterances take %.1f GB, and the cache has %.1f left for this upstream: %d of them "
+                "are computed anew at each pass. Raise `--cache-gb`, or choose fewer `features.layers`.",
                 len(sizes), sum(sizes.values()) / 1e9, self._left / 1e9, len(others),
             )  # fmt: skip
         self._left = max(0.0, self._left - sum(sizes[u.id] for u in kept))

@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -97,6 +99,19 @@ def test_features_are_computed_once_and_finished_runs_are_not_repeated(
     assert numbers(once(tiny_corpus, tmp_path / "exp", options)[0]) == numbers(first)
 
 
+def test_the_upstreams_of_a_call_share_the_budget_of_frames(
+    tiny_corpus: Path, tmp_path: Path, options: RunOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    budget = 2_000_000
+    small = dataclasses.replace(options, cache_gb=budget / 1e9)
+    results = once(tiny_corpus, tmp_path / "exp", small, upstream={"a": "fbank", "b": "hubert_tiny:random"})
+    assert all(0 < result.features["computed"] < 78 for result in results)
+    folders = [path.parent for path in Path(str(options.cache_folder)).glob("*/upstream.json")]
+    sizes = [sum(pack.stat().st_size for pack in folder.glob("*.bin")) for folder in folders]
+    assert len(sizes) == 2 and all(0.3 * budget < size <= 0.52 * budget for size in sizes)
+    assert caplog.text.count("has 0.0 left for this upstream") == 2
+
+
 def test_another_config_is_run_again(tiny_corpus: Path, tmp_path: Path, options: RunOptions) -> None:
     (first,) = once(tiny_corpus, tmp_path / "exp", options)
     changed = dataclasses.replace(CONFIG, dropout=0.0)
@@ -124,6 +139,44 @@ def test_an_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_one(
     assert steps == 7
     (resumed,) = once(tiny_corpus, tmp_path / "cut", options)
     assert steps == 7 + 8, "it must go on from the evaluation at step 4"
+    assert numbers(resumed) == numbers(whole)
+
+
+KILLED = """
+import os, signal, sys
+from test_runner import CONFIG
+from speechssl.fitting import Fit
+from speechssl.jobs import RunOptions
+from speechssl.runner import run
+original, steps = Fit._step, 0
+def dies(self, utterances):
+    global steps
+    steps += 1
+    if steps == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, utterances)
+Fit._step = dies
+run("asr", upstream="fbank", corpus=sys.argv[1], config=CONFIG, out=sys.argv[2], options=RunOptions(sys.argv[3]))
+"""
+
+
+def test_a_run_that_was_killed_ends_with_the_numbers_of_one_that_was_not(
+    tiny_corpus: Path, tmp_path: Path, options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = once(tiny_corpus, tmp_path / "whole", options)
+    command = [sys.executable, "-c", KILLED, str(tiny_corpus), str(tmp_path / "cut"), str(options.cache_folder)]
+    paths = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}"
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
+    original, heard = Fit._step, list[int]()
+
+    def watched(self: Fit, utterances: Sequence[Any]) -> float:
+        heard.append(len(utterances))
+        return original(self, utterances)
+
+    monkeypatch.setattr(Fit, "_step", watched)
+    (resumed,) = once(tiny_corpus, tmp_path / "cut", options)
+    assert len(heard) == 8, "it must go on from the evaluation at step 4"
     assert numbers(resumed) == numbers(whole)
 
 

@@ -16,6 +16,7 @@ SETTINGS = {
     "upstream": "where it is now, if it was moved",
     "cache": "folder of the feature cache",
     "precision": "float32, or bf16 where the runs were made so",
+    "skip_bad": "true where the runs were made with `--skip-bad`",
 }
 
 
@@ -32,7 +33,7 @@ def score_robustness(
 
     from speechssl.console import FittingTable
     from speechssl.data.corpus import open_corpus
-    from speechssl.jobs import RunOptions
+    from speechssl.jobs import RunOptions, without_bad_files
     from speechssl.report.collect import collect
     from speechssl.report.robustness import robustness_tables
     from speechssl.report.summary import by_task, group_runs
@@ -49,7 +50,8 @@ def score_robustness(
         message = "Left out: %d runs of tasks whose labels would not fit audio that was delayed or cut (%s)"
         logger.warning(message, len(runs) - len(fitting), ", ".join(others))
     runs = fitting or runs
-    corpus = open_corpus(given.get("corpus", "data/demo")).needing_audio()
+    corpus, skip_bad = open_corpus(given.get("corpus", "data/demo")), given.get("skip_bad") == "true"
+    corpus = (without_bad_files(corpus) if skip_bad else corpus).needing_audio()
     for run in runs:
         check_corpus(run.folder, run.result, corpus)
     names = [name.strip() for text in conditions for name in text.split(",") if name.strip()]
@@ -64,6 +66,7 @@ def score_robustness(
                 cache_folder=given.get("cache"),
                 devices=device,
                 precision="bf16" if given.get("precision") == "bf16" else "float32",
+                skip_bad=skip_bad,
             ),
         )
     console = Console()
@@ -84,6 +87,8 @@ def _settings(texts: Sequence[str]) -> dict[str, str]:
             raise UnknownNameError("setting", name, SETTINGS)
     if given.get("precision", "float32") not in ("float32", "bf16"):
         raise ConfigError(f"`precision` must be float32 or bf16, but is '{given['precision']}'.")
+    if given.get("skip_bad", "false") not in ("true", "false"):
+        raise ConfigError(f"`skip_bad` must be true or false, but is '{given['skip_bad']}'.")
     limit = given.get("limit", "1")
     if not limit.isdigit() or int(limit) < 1:
         raise ConfigError(f"`limit` must be a number of utterances, but is '{limit}'.")

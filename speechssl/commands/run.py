@@ -70,7 +70,8 @@ def command(  # noqa: PLR0917  typer calls it by keyword
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each training.")] = 1,
     cache: Annotated[Path | None, typer.Option(help="Folder of the feature cache; else ~/.cache/speechssl.")] = None,
     cache_gb: Annotated[
-        float, typer.Option(help="Its budget, 10^9 bytes; what goes beyond is computed anew at each pass.")
+        float,
+        typer.Option(help="Its budget for all upstreams together, 10^9 bytes; the rest is computed at each pass."),
     ] = 20.0,
     devices: Annotated[
         str, typer.Option("--devices", "--device", help="cpu, cuda (every GPU that is visible), or cuda:0,cuda:1 ...")
