@@ -95,9 +95,12 @@ def score_module(task: str) -> ScoreModule:
     """
     if task not in list_tasks():
         raise UnknownNameError("task", task, list_tasks())
-    if task not in scored_tasks():
-        raise SpeechsslError(f"The task '{task}' can't score finished files.{suggest(task, scored_tasks())}")
-    return cast(ScoreModule, task_module(task, "score"))
+    try:
+        return cast(ScoreModule, task_module(task, "score"))
+    except ModuleNotFoundError as error:
+        if task in scored_tasks():
+            raise
+        raise SpeechsslError(f"The task '{task}' can't score finished files.{suggest(task, scored_tasks())}") from error
 
 
 def scored_tasks() -> list[str]:
@@ -125,6 +128,7 @@ def run_score(
     """Scores files and writes what was found.
 
     Args:
+        task: its name, or the first words of it where one task alone has them: 'deepfake'.
         measures: names, or several in one string with commas; none = all that the files allow.
         settings: such as 'vocoder=griffin_lim'.
         dev: files of other trials to learn calibration and fusion from, where the task does that.
@@ -133,6 +137,7 @@ def run_score(
     Raises:
         SpeechsslError: unknown names, or anything that is wrong with the files.
     """
+    task = _whole_name(task)
     module = score_module(task)
     wanted = tuple(dict.fromkeys(n.strip() for text in measures for n in text.split(",") if n.strip()))
     for name in wanted:
@@ -147,6 +152,13 @@ def run_score(
     if out is not None:
         write_scores(scores, task, out)
     return module, scores
+
+
+def _whole_name(task: str) -> str:
+    if task in list_tasks():
+        return task
+    found = [name for name in scored_tasks() if name.startswith(f"{task}_")]
+    return found[0] if len(found) == 1 else task
 
 
 def split_settings(texts: Sequence[str]) -> dict[str, str]:

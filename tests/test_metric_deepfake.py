@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.optimize import fsolve
+from scipy.stats import norm
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from speechssl.errors import SpeechsslError
 from speechssl.metric import detection_interval
+from speechssl.metric.agnostic_interval import agnostic_dcf_interval
 from speechssl.metric.calibration import (
     actual_dcf,
     fit_calibration,
@@ -35,6 +38,7 @@ from speechssl.metric.tandem import (
     min_tandem_dcf,
     tandem_weights,
 )
+from speechssl.metric.tandem_eer import concurrent_tandem_eer
 
 Floats = NDArray[np.float64]
 scores = st.lists(st.integers(-30, 30).map(float), min_size=1, max_size=30)
@@ -208,7 +212,7 @@ def test_intervals_of_few_trials_are_those_of_the_plain_bootstrap() -> None:
     target, nontarget = rng.normal(2, 1.5, 150).round(1), rng.normal(-1, 1.5, 400).round(1)
     threshold, weights = math.log(0.5 / 0.95), (0.95, 0.5)
     drawn = DetectionBootstrap(target, nontarget, costs=[weights], thresholds=[threshold], replicates=2000)
-    plain: dict[str, list[float]] = {"eer": [], "min": [], "at": [], "cllr": []}
+    plain: dict[str, list[float]] = {"eer": [], "min": [], "at": [], "cllr": [], "line": [], "least": []}
     for _ in range(2000):
         chosen = rng.integers(0, 550, 550)
         a, b = target[chosen[chosen < 150]], nontarget[chosen[chosen >= 150] - 150]
@@ -216,9 +220,12 @@ def test_intervals_of_few_trials_are_those_of_the_plain_bootstrap() -> None:
         plain["min"].append(min_dcf(a, b, **COSTS))
         plain["at"].append(actual_dcf(a, b, **COSTS))
         plain["cllr"].append(llr_cost(a, b))
+        plain["line"].append(equal_error_rate(a, b, interpolate=True)[0])
+        plain["least"].append(min_llr_cost(a, b))
     found = {
         "eer": drawn.equal_error_rate(), "min": drawn.least_cost(weights), "at": drawn.cost_at(threshold, weights),
-        "cllr": drawn.llr_cost(),
+        "cllr": drawn.llr_cost(), "line": drawn.interpolated_error_rate(),
+        "least": drawn.min_llr_cost(min_llr_cost(target, nontarget)),
     }  # fmt: skip
     for name, values in plain.items():
         ends = np.quantile(values, [0.025, 0.975])
@@ -233,6 +240,14 @@ def test_cells_of_many_trials_give_the_intervals_of_the_trials() -> None:
     low, high = equal_error_rate_interval(target, nontarget, replicates=2000)
     drawn = DetectionBootstrap(target, nontarget, costs=[(0.95, 0.5)], replicates=2000, seed=1)
     np.testing.assert_allclose(drawn.equal_error_rate(), (low, high), atol=0.1 * (high - low))
+    low, high = drawn.equal_error_rate()
+    np.testing.assert_allclose(drawn.interpolated_error_rate(), (low, high), atol=0.05 * (high - low))
+    resampled = [
+        min_llr_cost(*(side[rng.integers(0, side.size, side.size)] for side in (target, nontarget))) for _ in range(400)
+    ]
+    expected = np.quantile(resampled, [0.025, 0.975])
+    ends = drawn.min_llr_cost(min_llr_cost(target, nontarget))
+    np.testing.assert_allclose(ends, expected, atol=0.25 * (expected[1] - expected[0]))
     least = min_dcf(target, nontarget, **COSTS)
     ends = drawn.least_cost((0.95, 0.5))
     assert ends[0] < least < ends[1]
@@ -241,6 +256,27 @@ def test_cells_of_many_trials_give_the_intervals_of_the_trials() -> None:
     miss, alarm = min(curve, key=lambda p: 0.95 * p[0] + 0.5 * p[1])
     spread = math.hypot(1.9 * math.sqrt(miss * (1 - miss) / 1_500), math.sqrt(alarm * (1 - alarm) / 4_500))
     assert ends[1] - ends[0] == pytest.approx(2 * 1.96 * spread, rel=0.12)
+
+
+@pytest.mark.parametrize("number", [60, 1_200])
+def test_intervals_of_agnostic_costs_are_those_of_resampled_trials(number: int) -> None:
+    rng = np.random.default_rng(3)
+    sides = [rng.normal(mean, 1, number * times).round(2) for mean, times in ((3, 1), (0, 3), (1, 2))]
+    assert (6 * number > POINTS) == (number == 1_200)
+    plain = []
+    for _ in range(1000):
+        chosen = np.bincount(rng.integers(0, 6 * number, 6 * number), minlength=6 * number)
+        parts = np.split(chosen, np.cumsum([side.size for side in sides])[:-1])
+        plain.append(min_agnostic_dcf(*(np.repeat(side, part) for side, part in zip(sides, parts, strict=True)))[0])
+    low, high = np.quantile(plain, [0.025, 0.975])
+    found = agnostic_dcf_interval(sides, replicates=1000)
+    np.testing.assert_allclose(found, (low, high), atol=0.15 * (high - low))
+    # Where a unit is a trial nothing changes; where it is many, the interval is wider.
+    trials = np.split(np.arange(6 * number), np.cumsum([side.size for side in sides])[:-1])
+    np.testing.assert_allclose(agnostic_dcf_interval(sides, units=trials), found, atol=0.15 * (high - low))
+    shifted = [side + rng.normal(0, 1, 6)[part % 6] for side, part in zip(sides, trials, strict=True)]
+    one, other = (agnostic_dcf_interval(shifted, units=u) for u in (None, [part % 6 for part in trials]))
+    assert other[1] - other[0] > 1.5 * (one[1] - one[0])
 
 
 def test_intervals_over_speakers_are_wider_where_speakers_differ(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,3 +299,28 @@ def test_intervals_over_speakers_are_wider_where_speakers_differ(monkeypatch: py
     np.testing.assert_allclose(again.llr_cost(), together.llr_cost(), rtol=1e-12)
     with pytest.raises(SpeechsslError, match="neither"):
         DetectionBootstrap(target, nontarget, target_units=speakers)
+
+
+def test_the_concurrent_tandem_rate_is_where_three_rates_meet() -> None:
+    """Normal scores have rates that can be solved for; few scores are compared with loops over all thresholds."""
+    rng = np.random.default_rng(5)
+    means = {"asv": (3.0, 0.0, 2.0), "cm": (1.5, -0.5)}
+
+    def meet(thresholds: Floats) -> list[float]:
+        miss = 1 - norm.sf(thresholds[0], means["asv"][0]) * norm.sf(thresholds[1], means["cm"][0])
+        alarm = norm.sf(thresholds[0], means["asv"][1]) * norm.sf(thresholds[1], means["cm"][0])
+        return [miss - alarm, miss - norm.sf(thresholds[0], means["asv"][2]) * norm.sf(thresholds[1], means["cm"][1])]
+
+    solved = fsolve(meet, [1.5, 0.0])
+    rate = 1 - norm.sf(solved[0], means["asv"][0]) * norm.sf(solved[1], means["cm"][0])
+    sides = [rng.normal(mean, 1, 100_000) for mean in (*means["asv"], *means["cm"])]
+    assert concurrent_tandem_eer(*sides) == pytest.approx(rate, abs=3e-3)
+    few = [side[:40] for side in sides]
+    best, found = math.inf, math.nan
+    for t in sorted(np.concatenate(few[:3]).tolist()):
+        miss, alarm, passed = np.mean(few[0] <= t), np.mean(few[1] > t), np.mean(few[2] > t)
+        points = [(np.mean(few[3] <= c), np.mean(few[4] > c)) for c in [-9.0, *np.concatenate(few[3:]).tolist()]]
+        m, fooled = min(points, key=lambda p: abs(p[0] + (1 - p[0]) * (miss - alarm)))
+        if miss < alarm and passed > 0 and m < 1 and abs(alarm / passed - fooled / (1 - m)) < best:
+            best, found = abs(alarm / passed - fooled / (1 - m)), fooled * passed
+    assert concurrent_tandem_eer(*few) == pytest.approx(found, abs=1e-9)

@@ -20,6 +20,7 @@ from speechssl.errors import SpeechsslError
 from speechssl.metric.calibration import Calibration, actual_dcf, fit_calibration, fit_fusion, llr_cost
 from speechssl.metric.detection import detection_error_tradeoff, equal_error_rate, min_dcf
 from speechssl.metric.tandem import AsvErrorRates, asv_error_rates, min_agnostic_dcf, min_tandem_dcf
+from speechssl.metric.tandem_eer import concurrent_tandem_eer
 from speechssl.scoring import ScoreOptions, Scores
 from speechssl.types import Utterance
 
@@ -76,12 +77,13 @@ def test_scores_of_anybody_are_measured_pooled_and_in_groups(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made, out = Made(), tmp_path / "out"
-    argv = ["score", "deepfake_detection", made.scores(tmp_path), made.protocol(tmp_path), "-o", out]
+    argv = ["score", "deepfake", made.scores(tmp_path), made.protocol(tmp_path), "-o", out]  # one task begins so
     assert run(*argv, "-s", "by=attack,codec,attack+codec") == 0
     shown = capsys.readouterr()
     assert "600 trials, 200 of them bona fide" in shown.out and "by attack+codec" in shown.out
     assert "no log-likelihood ratios" in shown.err and "--dev" in shown.err
     found = json.loads((out / "scores.json").read_text())
+    assert found["task"] == "deepfake_detection"
     pooled = {name: values["system0"] for name, values in found["metrics"].items()}
     assert list(pooled) == ["eer", "eer_interpolated", "min_dcf", "act_dcf", "cllr", "min_cllr"]
     sides = made.sides()
@@ -89,7 +91,7 @@ def test_scores_of_anybody_are_measured_pooled_and_in_groups(
     assert pooled["min_dcf"]["value"] == min_dcf(*sides, **COSTS)
     assert pooled["act_dcf"]["value"] == actual_dcf(*sides, **COSTS)
     assert pooled["cllr"]["value"] == llr_cost(*sides)
-    for name in ("eer", "min_dcf", "cllr"):
+    for name in pooled:
         assert pooled[name]["low"] <= pooled[name]["value"] <= pooled[name]["high"]
     # An attack is one of spoofs: it meets all bona fide speech. A codec is one of both.
     attack, codec = (np.array(x) for x in (made.attacks, made.codecs))
@@ -245,6 +247,8 @@ def test_tandem_costs_take_rates_or_scores_of_verification(tmp_path: Path) -> No
     found = score(*files, asv=str(asv), by="attack")
     pooled = asv_error_rates(target, nontarget, np.concatenate(list(spoof.values())))
     assert value(found, "t_dcf_2021", "system0") == min_tandem_dcf(*made.sides(), pooled)
+    sides = [target, nontarget, np.concatenate(list(spoof.values())), *made.sides()]
+    assert value(found, "t_eer", "system0") == concurrent_tandem_eer(*sides)
     mask = (np.array(made.attacks) == "A09") | made.bona_fide
     own = min_tandem_dcf(*made.sides(mask=mask), asv_error_rates(target, nontarget, spoof["A09"]))
     assert found.breakdown["attack"]["A09"]["t_dcf_2021"]["system0"].value == own
@@ -256,6 +260,8 @@ def test_tandem_costs_take_rates_or_scores_of_verification(tmp_path: Path) -> No
     assert any("1 values have no t-DCF, first 'A09'" in note for note in harmless.notes)
     with pytest.raises(SpeechsslError, match="MISS,FALSE_ALARM"):
         score(*files, asv="0.1,x,0.3")
+    with pytest.raises(SpeechsslError, match="`t_eer` needs scores of a verification"):
+        score(*files, measures=["t_eer"], asv="0.02,0.03,0.5")
     with pytest.raises(SpeechsslError, match="`t_dcf_2019` needs errors of a verification"):
         score(*files, measures=["t_dcf_2019"])
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from downstreams.deepfake_detection.plan import BONA_FIDE
+from downstreams.deepfake_detection.score_measures import COST_FALSE_ALARM, COST_MISS, P_SPOOF
 from speechssl.files import replacing
 from speechssl.metric.calibration import Calibration, actual_dcf, is_calibrated, llr_cost, min_llr_cost
 from speechssl.metric.detection import equal_error_rate, min_dcf
@@ -21,8 +22,6 @@ from speechssl.types import Utterance
 
 logger = logging.getLogger(__name__)
 Scored = Sequence[tuple[Utterance, float]]
-P_SPOOF, COST_MISS, COST_FALSE_ALARM = 0.05, 1.0, 10.0
-"""The costs of ASVspoof 5, track 1."""
 LARGE = 20_000
 """Trials from which on intervals take them as independent: drawing originals would take minutes and gigabytes."""
 

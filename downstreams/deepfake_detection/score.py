@@ -5,14 +5,12 @@ over all trials and in groups. Higher scores mean bona fide. Folders of finished
 say themselves what is true.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from downstreams.deepfake_detection.score_asv import Asv, load_asv, usable_rates
 from downstreams.deepfake_detection.score_fusion import CALIBRATIONS, FUSIONS, Conditions, combine
@@ -23,9 +21,18 @@ from downstreams.deepfake_detection.score_measures import (
     Costs,
     Found,
     measure_sides,
+    measure_tandem,
     measure_verification,
 )
 from downstreams.deepfake_detection.score_report import det_points, render_report
+from downstreams.deepfake_detection.score_settings import (
+    SETTINGS,
+    choice,
+    columns_apart,
+    number,
+    read_costs,
+    units_of,
+)
 from downstreams.deepfake_detection.score_table import has_scores_and_keys
 from downstreams.deepfake_detection.score_trials import Floats, Mask, Trials, load_trials
 from downstreams.deepfake_detection.score_writing import FORMATS, format_scores
@@ -37,28 +44,7 @@ __all__ = ["FILES", "MEASURES", "SETTINGS", "USES_DEV", "score"]
 
 FILES = "SCORES... PROTOCOL"
 USES_DEV = True
-SETTINGS = {
-    "by": "columns of the protocol whose values are measured apart, such as attack,codec,attack+codec; all, or none",
-    "where": "the trials that are measured, such as subset=eval",
-    "unmatched": "of trials without score and scores without trial: error, or drop",
-    "negate": "whether lower scores mean bona fide: no, yes, or names of systems",
-    "calibrate": "how scores become log-likelihood ratios on dev: affine, isotonic or none",
-    "fuse": "how several systems become one: mean, logistic (needs dev) or none",
-    "prior": "of bona fide speech, where calibration and fusion are to be best",
-    "p_spoof": "prior of spoofs in the detection costs",
-    "cost_miss": "of bona fide speech that is refused",
-    "cost_false_alarm": "of a spoof that passes",
-    "asv": "verification for t-DCF: asvspoof5, own, MISS,FALSE_ALARM,SPOOF_FALSE_ALARM, or a file of scores",
-    "asv_protocol": "keys of that file, where it has none",
-    "units": "column whose values are resampled together, such as speaker",
-    "replicates": "of the bootstrap; 0 = no intervals",
-    "format": f"of the scores that are written: {', '.join(FORMATS)} or none",
-}
 RUN_SCORES, RUN_DEV_SCORES = "scores.tsv", "dev_scores.tsv"
-BY = ("attack", "codec", "compression", "vocoder", "condition")
-"""What is measured apart where nothing else is asked for, as far as the protocol has it."""
-MOST = 200
-"""Values of a column that `by=all` measures apart at most."""
 SWAPPED = 0.5  # above this equal error rate, scores the other way round would do better
 
 
@@ -70,11 +56,11 @@ def score(files: Sequence[Path], options: ScoreOptions) -> Scores:
     """
     settings = options.settings
     trials, dev = _load(files, options)
-    costs = _costs(settings)
+    costs = read_costs(settings)
     asv = load_asv(settings, trials)
     conditions = _conditions(trials, dev, settings)
     wanted = _wanted(options.measures, trials, asv)
-    units = _units(trials, settings)
+    units = units_of(trials, settings, (trials.bona_fide, ~trials.bona_fide))
     notes = [*trials.notes, *(dev.notes if dev is not None else ())]
     rates = None if asv is None else asv.pooled()
     whole = np.ones(len(trials), dtype=bool)
@@ -83,14 +69,19 @@ def score(files: Sequence[Path], options: ScoreOptions) -> Scores:
         measured = measure_sides(*_sides(trials, scores, whole), wanted, costs=costs, rates=rates, units=units)
         for measure, value in measured.values.items():
             found[measure][name] = value
+        if asv is not None and "t_eer" in wanted:
+            found["t_eer"][name] = measure_tandem(asv.sides(), _sides(trials, scores, whole))
         learned = name in conditions.calibrated
         if learned or not conditions.calibrated:  # where they are calibrated too, nothing more need be said
             notes += _doubts(name, measured, wanted, learned=learned)
     for place, name in enumerate(trials.systems if "a_dcf" in wanted else ()):
-        found["a_dcf"][name] = measure_verification(*(side[:, place] for side in trials.three_sides("sasv")))
+        sides = [side[:, place] for side in trials.three_sides("sasv")]
+        found["a_dcf"][name] = measure_verification(
+            sides, costs=costs, units=units_of(trials, settings, trials.kinds())
+        )
     breakdown = {
         column: _measure_groups(trials, conditions, column, wanted, costs, asv, notes)
-        for column in _by(trials, settings)
+        for column in columns_apart(trials, settings)
     }
     metrics = {measure: values for measure, values in found.items() if values}
     facts = _facts(trials, dev, conditions, costs, rates, settings)
@@ -148,9 +139,9 @@ def _conditions(trials: Trials, dev: Trials | None, settings: Mapping[str, str])
     return combine(
         trials,
         dev,
-        calibrate=_choice(settings, "calibrate", CALIBRATIONS, "affine"),
-        fuse=_choice(settings, "fuse", FUSIONS, "mean" if dev is None else "logistic"),
-        prior=_number(settings, "prior", 0.5, below=1.0),
+        calibrate=choice(settings, "calibrate", CALIBRATIONS, "affine"),
+        fuse=choice(settings, "fuse", FUSIONS, "mean" if dev is None else "logistic"),
+        prior=number(settings, "prior", 0.5, below=1.0),
     )
 
 
@@ -160,6 +151,8 @@ def _wanted(asked: Sequence[str], trials: Trials, asv: Asv | None) -> list[str]:
     lacking = {} if "cm" in trials.scores else dict.fromkeys(set(MEASURES) - {"a_dcf"}, "scores of a countermeasure")
     if asv is None:
         lacking |= dict.fromkeys(TANDEM, "errors of a verification: `--set asv=...`")
+    if asv is None or not asv.has_scores:
+        lacking.setdefault("t_eer", "scores of a verification: `--set asv=own`, or a file of them")
     if not sasv:
         lacking["a_dcf"] = "scores of countermeasure and verification as one ('sasv-score'), and labels of targets"
     for name in asked:
@@ -196,7 +189,7 @@ def _measure_groups(  # noqa: PLR0917  what is measured, how, and where doubts g
         for place, name in enumerate(trials.systems if "a_dcf" in names else ()):
             sides = [side[:, place] for side in trials.three_sides("sasv", mask)]
             if all(side.size for side in sides):
-                group["a_dcf"][name] = measure_verification(*sides)
+                group["a_dcf"][name] = measure_verification(sides, costs=costs)
         found[value] = {measure: values for measure, values in group.items() if values}
     if one_sided:
         notes.append(
@@ -226,32 +219,9 @@ def _doubts(name: str, found: Found, wanted: Sequence[str], *, learned: bool) ->
     return doubts
 
 
-def _by(trials: Trials, settings: Mapping[str, str]) -> list[str]:
-    text = settings.get("by", "")
-    if text == "none":
-        return []
-    if text == "all":
-        return [name for name in trials.facts if 2 <= len(trials.column(name).names) <= MOST]
-    if text:
-        return text.split(",")
-    return [name for name in BY if name in trials.facts and 2 <= len(trials.column(name).names) <= MOST]
-
-
-def _units(trials: Trials, settings: Mapping[str, str]) -> list[NDArray[np.intp]] | None:
-    name = settings.get("units")
-    if name is None:
-        return None
-    if name not in trials.facts:
-        raise ConfigError(
-            f"`units` must be a column of {trials.table.path} ({', '.join(trials.facts)}), but is '{name}'."
-        )
-    codes = trials.column(name).codes
-    return [codes[trials.bona_fide], codes[~trials.bona_fide]]
-
-
 def _written(trials: Trials, conditions: Conditions, settings: Mapping[str, str]) -> dict[str, str]:
     """The last scores, in a format of a challenge."""
-    chosen = _choice(settings, "format", (*FORMATS, "none"), "asvspoof5" if conditions.made else "none")
+    chosen = choice(settings, "format", (*FORMATS, "none"), "asvspoof5" if conditions.made else "none")
     if chosen == "none":
         return {}
     scores = list(conditions.scores.values())[-1] if conditions.scores else None
@@ -274,38 +244,3 @@ def _facts(  # noqa: PLR0917  what the numbers depend on
     if rates is not None:
         facts["asv"] = vars(rates)
     return facts | dict(conditions.learned)
-
-
-def _costs(settings: Mapping[str, str]) -> Costs:
-    default = Costs()
-    return Costs(
-        _number(settings, "p_spoof", default.p_spoof, below=1.0),
-        _number(settings, "cost_miss", default.cost_miss),
-        _number(settings, "cost_false_alarm", default.cost_false_alarm),
-        _count(settings, "replicates", default.replicates),
-    )
-
-
-def _number(settings: Mapping[str, str], name: str, default: float, *, below: float = math.inf) -> float:
-    try:
-        value = float(settings.get(name, default))
-    except ValueError:
-        value = math.nan
-    if not 0.0 < value < below:
-        limit = "" if math.isinf(below) else f" and below {below:g}"
-        raise ConfigError(f"`{name}` must be a number above 0{limit}, but is '{settings[name]}'.")
-    return value
-
-
-def _count(settings: Mapping[str, str], name: str, default: int) -> int:
-    text = settings.get(name, str(default))
-    if not text.isdigit() or int(text) > 100_000:
-        raise ConfigError(f"`{name}` must be a whole number up to 100000, but is '{text}'.")
-    return int(text)
-
-
-def _choice(settings: Mapping[str, str], name: str, known: Sequence[str], default: str) -> str:
-    value = settings.get(name, default)
-    if value not in known:
-        raise ConfigError(f"`{name}` must be one of {', '.join(known)}, but is '{value}'.")
-    return value

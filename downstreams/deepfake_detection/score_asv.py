@@ -29,6 +29,21 @@ class Asv:
             return self.source
         return _rates(self.source, np.ones(len(self.source), dtype=bool))
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether more is known than fixed rates."""
+        return isinstance(self.source, Trials)
+
+    def sides(self) -> list[Floats]:
+        """Scores of targets, non-targets and spoofs.
+
+        Raises:
+            ConfigError: there are none, but fixed rates.
+        """
+        if isinstance(self.source, AsvErrorRates):
+            raise ConfigError("t-EER needs scores of a verification, but `asv` gives its rates alone.")
+        return [side[:, 0] for side in self.source.three_sides("asv")]
+
     def by(self, name: str) -> Mapping[str, AsvErrorRates]:
         """In each group of a column (see `Trials.groups`), with the threshold of the group's own equal errors, as the
         package of ASVspoof 2021 has it; none where the scores say nothing of that column."""

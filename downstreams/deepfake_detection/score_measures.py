@@ -10,16 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from downstreams.deepfake_detection.measure import COST_FALSE_ALARM, COST_MISS, P_SPOOF
+from speechssl.metric.agnostic_interval import agnostic_dcf_interval
 from speechssl.metric.calibration import actual_dcf, is_calibrated, llr_cost, min_llr_cost
 from speechssl.metric.detection import equal_error_rate, min_dcf
 from speechssl.metric.detection_interval import DetectionBootstrap
 from speechssl.metric.interval import REPLICATES
 from speechssl.metric.tandem import AsvErrorRates, Form, min_agnostic_dcf, min_tandem_dcf, tandem_weights
+from speechssl.metric.tandem_eer import concurrent_tandem_eer
 from speechssl.result import MetricValue
 from speechssl.scoring import Measure
 
 Floats = NDArray[np.float64]
+P_SPOOF, COST_MISS, COST_FALSE_ALARM = 0.05, 1.0, 10.0
+"""The costs of ASVspoof 5, track 1."""
 MEASURES = {
     "eer": Measure("equal error rate as the official scripts have it", "lower", "share", 2),
     "eer_interpolated": Measure(
@@ -31,6 +34,7 @@ MEASURES = {
     "min_cllr": Measure("the same after the best calibration", "lower", digits=4),
     "t_dcf_2019": Measure("least tandem detection cost, form of 2019 and of ASVspoof 5", "lower", digits=4),
     "t_dcf_2021": Measure("least tandem detection cost, form of 2021", "lower", digits=4),
+    "t_eer": Measure("concurrent tandem equal error rate", "lower", "share", 2),
     "a_dcf": Measure("least architecture-agnostic detection cost", "lower", digits=4),
 }
 TANDEM: Mapping[str, Form] = {"t_dcf_2019": "2019", "t_dcf_2021": "2021"}
@@ -72,12 +76,12 @@ def measure_sides(
     rates: AsvErrorRates | None = None,
     units: Sequence[NDArray[np.intp]] | None = None,
 ) -> Found:
-    """Measures the scores of a countermeasure.
+    """Measures the scores of a countermeasure by itself, and by t-DCF.
 
     Args:
         bona_fide: (N,).
         spoof: (M,).
-        wanted: names of MEASURES; a_dcf and, without `rates`, t-DCF are passed over.
+        wanted: names of MEASURES; a_dcf, t_eer and, without `rates`, t-DCF are passed over.
         rates: of the ASV behind it.
         units: what is resampled together, (N,) and (M,); None = each trial by itself.
     """
@@ -112,7 +116,7 @@ def measure_sides(
 def _intervals(  # noqa: PLR0917  as `measure_sides`
     bona_fide: Floats,
     spoof: Floats,
-    values: Collection[str],
+    values: Mapping[str, float],
     costs: Costs,
     rates: AsvErrorRates | None,
     units: Sequence[NDArray[np.intp]] | None,
@@ -135,6 +139,10 @@ def _intervals(  # noqa: PLR0917  as `measure_sides`
         "act_dcf": drawn.cost_at(threshold, weights),
         "cllr": drawn.llr_cost(),
     }
+    if "eer_interpolated" in values:
+        found["eer_interpolated"] = drawn.interpolated_error_rate()
+    if "min_cllr" in values:
+        found["min_cllr"] = drawn.min_llr_cost(values["min_cllr"])
     for name, (alone, missed, spoofed) in tandem.items():
         norm = alone + min(missed, spoofed)
         found[name] = drawn.least_cost((missed, spoofed), alone=alone, norm=norm)
@@ -145,7 +153,30 @@ def _finite(end: float) -> float | None:
     return end if math.isfinite(end) else None
 
 
-def measure_verification(target: Floats, nontarget: Floats, spoof: Floats) -> MetricValue:
-    """a-DCF of one score for all; no interval."""
-    value = min_agnostic_dcf(target, nontarget, spoof)[0]
-    return MetricValue(value, target.size + nontarget.size + spoof.size, "trials")
+def measure_tandem(verification: Sequence[Floats], countermeasure: Sequence[Floats]) -> MetricValue:
+    """t-EER; no interval.
+
+    Args:
+        verification: scores of targets, non-targets and spoofs.
+        countermeasure: scores of bona fide and spoofed speech.
+    """
+    number = sum(side.size for side in (*verification, *countermeasure))
+    return MetricValue(concurrent_tandem_eer(*verification, *countermeasure), number, "scores")
+
+
+def measure_verification(
+    sides: Sequence[Floats], *, costs: Costs, units: Sequence[NDArray[np.intp]] | None = None
+) -> MetricValue:
+    """a-DCF of one score for all.
+
+    Args:
+        sides: scores of targets, non-targets and spoofs.
+        costs: how the interval is drawn; a-DCF has costs of its own.
+        units: what is resampled together, of each side; None = each trial by itself.
+    """
+    target, nontarget, spoof = sides
+    value, number = min_agnostic_dcf(target, nontarget, spoof)[0], sum(side.size for side in sides)
+    if not costs.replicates:
+        return MetricValue(value, number, "trials")
+    low, high = agnostic_dcf_interval(sides, units=units, replicates=costs.replicates)
+    return MetricValue(value, number, "trials", _finite(low), _finite(high))

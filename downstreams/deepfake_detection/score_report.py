@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from speechssl.metric.detection import detection_error_tradeoff
 from speechssl.report.blocks import Block, Cell, Figure, Section, Table
@@ -28,7 +28,7 @@ def det_points(bona_fide: Floats, spoof: Floats) -> tuple[Floats, Floats]:
     curve = detection_error_tradeoff(bona_fide, spoof)
     miss = np.clip(curve.miss, 0.5 / bona_fide.size, 1 - 0.5 / bona_fide.size)
     alarm = np.clip(curve.false_alarm, 0.5 / spoof.size, 1 - 0.5 / spoof.size)
-    grid = np.stack([np.round(norm.ppf(rate) / STEP) for rate in (miss, alarm)])
+    grid = np.stack([np.round(ndtri(rate) / STEP) for rate in (miss, alarm)])
     kept = np.insert(np.any(grid[:, 1:] != grid[:, :-1], axis=0), 0, values=True)
     return miss[kept], alarm[kept]
 

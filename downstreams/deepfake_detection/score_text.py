@@ -102,8 +102,10 @@ class Texts(Sequence[str]):
         if not len(self):
             return np.full(len(texts), -1)
         order, marks = self._order
-        at = np.searchsorted(marks, texts.marks).clip(max=marks.size - 1)
-        rows = np.where(marks[at] == texts.marks, order[at], -1)
+        asked, wanted = texts._order  # in order, the search runs through memory once
+        at = np.searchsorted(marks, wanted).clip(max=marks.size - 1)
+        rows = np.empty(len(texts), dtype=np.intp)
+        rows[asked] = np.where(marks[at] == wanted, order[at], -1)
         hit = rows >= 0
         if (self.cells[rows[hit]] != texts.cells[hit]).any():
             known = dict(zip(self, range(len(self)), strict=True))

@@ -82,9 +82,12 @@ class Trials:
     def three_sides(self, kind: str, mask: Mask | None = None) -> list[Floats]:
         """Scores, (n, K), of targets, non-targets and spoofs of a mask; only with `target`."""
         mask = np.ones(len(self), dtype=bool) if mask is None else mask
+        return [self.scores[kind][mask & part] for part in self.kinds()]
+
+    def kinds(self) -> tuple[Mask, Mask, Mask]:
+        """(N,) which trials are targets, non-targets and spoofs; only with `target`."""
         target = self.bona_fide if self.target is None else self.target
-        parts = (target, self.bona_fide & ~target, ~self.bona_fide)
-        return [self.scores[kind][mask & part] for part in parts]
+        return target, self.bona_fide & ~target, ~self.bona_fide
 
     def groups(self, name: str) -> Iterator[tuple[str, Mask]]:
         """Yields the values of a column, or of several joined by '+', and the trials that are compared.
