@@ -176,7 +176,12 @@ class Fit:
             return
         begin = time.perf_counter()
         generator = make_generator(self.seed, "fit")
-        self.task.fit_head(self.probe.head, self._passes(), self.data, generator=generator, report=self.report)
+
+        def report(done: float, note: str) -> None:
+            self.report(done, note)
+            self._save()
+
+        self.task.fit_head(self.probe.head, self._passes(), self.data, generator=generator, report=report)
         self.progress.seconds["train"] += time.perf_counter() - begin
 
     def _passes(self) -> Passes:
@@ -334,6 +339,9 @@ class Fit:
         if best is None or (value > best if self.task.higher_is_better else value < best):
             self.progress.best, self.progress.best_step = value, self.progress.step
             save_probe(self.probe, self.folder)
+        self._save()
+
+    def _save(self) -> None:
         state = {
             "identity": self.identity,
             "probe": self.probe.state(),
@@ -347,7 +355,10 @@ class Fit:
         path = self.folder / CHECKPOINT
         log = self.folder / LOG
         state = _read_checkpoint(path)
-        if state is None or state["identity"] != self.identity or not (self.folder / HEAD).is_file():
+        best_is_gone = (
+            state is not None and state["progress"]["best"] is not None and not (self.folder / HEAD).is_file()
+        )
+        if state is None or state["identity"] != self.identity or best_is_gone:
             log.unlink(missing_ok=True)
             return
         self.probe.load_state(state["probe"], origin=str(path))

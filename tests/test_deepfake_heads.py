@@ -143,6 +143,26 @@ def test_a_run_fits_mixtures_and_tells_two_kinds_of_features_apart(tmp_path: Pat
         assert fit.evaluate("dev").metrics["eer"].value == 0.0
         heads.append(fit.probe.head.state_dict())
     assert torch.equal(heads[0]["means"], heads[1]["means"])
+    # Killed after its third pass, a run goes on from there, and ends with the same mixtures.
+    notes: list[str] = []
+
+    def report(done: float, note: str) -> None:
+        notes.append(note)
+        if len(notes) == 4:  # k-means and two passes are saved
+            raise KeyboardInterrupt
+
+    def begin() -> Fit:
+        stores = dict.fromkeys(found, store)
+        return Fit(task, TaskData(found), stores, seed=0, folder=tmp_path / "killed", identity="x", report=report)
+
+    with pytest.raises(KeyboardInterrupt):
+        begin().fit()
+    fit = begin()
+    fit.fit()
+    assert notes[0] == "k-means" and notes[4] == "goes on" and "k-means" not in notes[1:]
+    again = fit.probe.head.state_dict()
+    assert all(torch.equal(again[name], heads[0][name]) for name in ("log_weights", "means", "log_variances"))
+    assert not again["progress"].any()
     with pytest.raises(ConfigError, match="set `train"):
         task = DeepfakeDetection(load_config(task.config, overrides=["train.steps=5"]))
         task.build_head(4, 100.0, TaskData(found))

@@ -31,6 +31,10 @@ Frames = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 class MixtureDetector(Detector):
     """Mean log-likelihoods of the frames under both mixtures."""
 
+    progress: Tensor
+    """How far `fit` has come, so that one which was interrupted goes on: passes, the last log-likelihood of each class,
+    and whether it still rises; zeros where there is nothing to go on with."""
+
     def __init__(self, size: int, *, config: GmmConfig, window: int | None = None) -> None:
         """
         Args:
@@ -44,6 +48,8 @@ class MixtureDetector(Detector):
         self.log_weights = nn.Parameter(torch.full(shape, -math.log(config.components)))
         self.means = nn.Parameter(torch.zeros(*shape, size))
         self.log_variances = nn.Parameter(torch.zeros(*shape, size))
+        self.register_buffer("progress", torch.zeros(1 + 2 * len(CLASSES), dtype=torch.float64))
+        self.register_load_state_dict_pre_hook(_without_progress)  # type: ignore[no-untyped-call]  # torch has none
 
     @override
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
@@ -74,18 +80,24 @@ class MixtureDetector(Detector):
         Args:
             frames: each call goes through the same ones.
             generator: of the sample that k-means sees, and of k-means.
-            report: takes the share of the work that was done since the last call, and a note.
+            report: takes the share of the work that was done since the last call, and a note; what it then saves of
+                the state is gone on from.
 
         Raises:
             SpeechsslError: a class has fewer frames than components.
         """
         share = 1 / (1 + self.config.iterations)
-        for number, sample in enumerate(self._sample(frames, generator)):
-            self._begin(sample, number, generator)
-        report(share, "k-means")
-        running = [True] * len(CLASSES)
-        before = [-math.inf] * len(CLASSES)
-        for iteration in range(self.config.iterations):
+        passes = int(self.progress[0])
+        if passes == 0:
+            for number, sample in enumerate(self._sample(frames, generator)):
+                self._begin(sample, number, generator)
+            passes = 1
+            self.progress[:] = torch.tensor([1.0, -math.inf, -math.inf, 1.0, 1.0])
+            report(share, "k-means")
+        else:
+            report(share * passes, "goes on")
+        before, running = self.progress[1:3].tolist(), [bool(rises) for rises in self.progress[3:]]
+        for iteration in range(passes - 1, self.config.iterations):
             sums = [_Sums(self.means[number]) for number in range(len(CLASSES))]
             for part, classes in frames():
                 for number in range(len(CLASSES)):
@@ -100,10 +112,12 @@ class MixtureDetector(Detector):
                 running[number] = abs(now - before[number]) >= self.config.tolerance
                 before[number] = now
             note = ", ".join(f"{name} {value:.3f}" for name, value in zip(CLASSES, before, strict=True))
+            self.progress[:] = torch.tensor([iteration + 2, *before, *running], dtype=torch.float64)
             report(share, f"log-likelihood {note}")
             if not any(running):
                 report(share * (self.config.iterations - 1 - iteration), "converged")
-                return
+                break
+        self.progress.zero_()
 
     def _sample(self, frames: Frames, generator: torch.Generator) -> Iterator[Tensor]:
         """Up to so many random frames of each class as k-means is to see."""
@@ -139,6 +153,12 @@ class MixtureDetector(Detector):
         self.log_weights[number] = weights.log()
         self.means[number] = means
         self.log_variances[number] = variances.log()
+
+
+def _without_progress(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Lets weights in that know no progress."""
+    del module
+    state.setdefault(f"{prefix}progress", torch.zeros(1 + 2 * len(CLASSES), dtype=torch.float64))
 
 
 class _Sums:
