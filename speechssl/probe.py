@@ -3,7 +3,7 @@
 K layers, D width.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -111,5 +111,7 @@ def make_optimizer(probe: Probe, config: TaskConfig) -> torch.optim.Optimizer | 
     groups = [group for group in groups if group["params"]]
     if train.steps == 0 or not groups:
         return None
-    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=train.learning_rate, weight_decay=train.weight_decay)
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "nadam": torch.optim.NAdam,
+    }  # fmt: skip
+    return kinds[train.optimizer](groups, lr=train.learning_rate, weight_decay=train.weight_decay)

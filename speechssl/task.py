@@ -35,7 +35,7 @@ class TrainConfig:
     """Seconds of audio per batch (padding included); batches hold utterances of like duration."""
     max_batch_size: int | None = None
     """Most utterances per batch; None = as many as fit into `batch_seconds`."""
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw", "nadam"] = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     warmup_steps: int = 0

@@ -18,7 +18,7 @@ from downstreams.deepfake_detection.conditioning import finish, take_segment, tr
 from downstreams.deepfake_detection.config import PRESETS, ConditioningConfig, DeepfakeConfig, SplitSize, SpoofConfig
 from downstreams.deepfake_detection.head import DetectionHead
 from downstreams.deepfake_detection.plan import variants
-from downstreams.deepfake_detection.task import DeepfakeDetection
+from downstreams.deepfake_detection.task import DeepfakeDetection, focal_loss
 from speechssl.config import load_config
 from speechssl.data.corpus import Corpus, open_corpus
 from speechssl.errors import ConfigError, SpeechsslError, UnknownNameError
@@ -99,12 +99,12 @@ def test_conditioning_takes_away_every_trivial_cue() -> None:
 
 @pytest.mark.parametrize("kind", ["offset", "hum", "hiss"])
 def test_what_lies_outside_the_band_of_one_class_leaves_no_trace(kind: str) -> None:
-    # As loud as the speech and more: if it counted, no silence would be cut off, and noise would drown the speech.
+    # Above the silence by far: if it counted, none would be cut off, and an offset would have noise drown the speech.
     time = torch.arange(4 * RATE, dtype=torch.float64) / RATE
     outside = {
         "offset": 5 * torch.ones(4 * RATE),
-        "hum": (6.2832 * 50.3 * time).sin().float(),
-        "hiss": 5 * (6.2832 * 7_300.3 * time).sin().float(),
+        "hum": 0.1 * (6.2832 * 50.3 * time).sin().float(),
+        "hiss": 0.3 * (6.2832 * 7_300.3 * time).sin().float(),
     }[kind]
     config, generator = ConditioningConfig(codec="none"), torch.Generator().manual_seed(0)
     for number in range(8):
@@ -404,3 +404,23 @@ def test_presets_take_overrides_and_refuse_unknown_keys() -> None:
     assert config.spoof.test.real == 7 and list(config.spoof.unseen) == ["lpc"]
     with pytest.raises(ConfigError, match="conditioning"):
         load_config(PRESETS["deepfake_detection"], overrides=["spoof.condition.seconds=1"])
+
+
+def test_the_focal_loss_counts_sure_utterances_less() -> None:
+    logits = torch.tensor([[2.0, -1.0], [0.3, 0.1], [-4.0, 5.0]], dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 1])
+    sure = logits.detach().softmax(dim=1)[torch.arange(3), labels]
+    for gamma in (0.0, 0.5, 2.0):  # Lin et al. 2017, eq. 4
+        torch.testing.assert_close(focal_loss(logits, labels, gamma).detach(), -((1 - sure) ** gamma) * sure.log())
+    focal_loss(torch.cat([logits, torch.tensor([[90.0, -90.0]])]), torch.tensor([0, 1, 1, 0]), 0.5).sum().backward()
+    assert logits.grad is not None and bool(logits.grad.isfinite().all())
+    with pytest.raises(ConfigError, match="focal_gamma"):
+        DeepfakeConfig(focal_gamma=-1.0)
+
+
+def test_the_first_seconds_of_each_utterance_are_heard_where_asked_for(tiny_corpus: Path) -> None:
+    pytest.importorskip("pyworld")
+    data = DeepfakeDetection(DeepfakeConfig(spoof=SPOOF, first_seconds=0.4)).prepare(open_corpus(tiny_corpus))
+    assert {u.duration for split in data.splits.values() for u in split} == {0.4}
+    longer = DeepfakeDetection(DeepfakeConfig(spoof=SPOOF, first_seconds=4.0)).prepare(open_corpus(tiny_corpus))
+    assert {u.duration for u in longer.splits["test"]} == {0.6}

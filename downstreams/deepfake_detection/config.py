@@ -170,9 +170,18 @@ class DeepfakeConfig(TaskConfig):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     bona_fide_weight: float = 0.5
     """Share of the loss that the bona fide class gets, whatever the number of its utterances."""
+    focal_gamma: float = 0.0
+    """Exponent of the focal loss, by which utterances count less the surer the head is of them; 0 = cross entropy, 2 is
+    usual. Paper: Lin et al. 2017, eq. 4, arXiv:1708.02002."""
+    first_seconds: float | None = None
+    """Seconds from the beginning of each utterance that are heard, in all splits; None = all of it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.focal_gamma >= 0:
+            raise ConfigError(f"`focal_gamma` must be 0 (cross entropy) or more, but is {self.focal_gamma}.")
+        if self.first_seconds is not None and not self.first_seconds > 0:
+            raise ConfigError(f"`first_seconds` must be above 0, or null, but is {self.first_seconds}.")
         if self.augment.anew and self.adapt.method == "frozen":
             raise ConfigError(
                 "`augment.anew` disturbs each visit, but a frozen upstream hears an utterance once: set "

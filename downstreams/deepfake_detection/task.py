@@ -72,7 +72,9 @@ class DeepfakeDetection(Task):
     def _with_views(self, data: TaskData, corpus: Corpus) -> TaskData:
         augment, processes = self.config.augment, self.config.spoof.processes
         train = with_views(data.splits["train"], augment, corpus.root / "deepfake_views", processes=processes)
-        return replace(data, splits={**data.splits, "train": train})
+        splits = {**data.splits, "train": train}
+        limit = self.config.first_seconds
+        return replace(data, splits={split: [_shortened(u, limit) for u in part] for split, part in splits.items()})
 
     def disturbance(self) -> Disturb | None:
         """What is done to a waveform at each visit (`speechssl.abilities.Disturbs`)."""
@@ -95,7 +97,7 @@ class DeepfakeDetection(Task):
         logits = head(features, lengths)  # (B, 2)
         labels = torch.tensor([_is_real(u) for u in utterances], dtype=torch.long, device=logits.device)
         weights = torch.tensor(self.class_weights(data), device=logits.device)
-        loss_sum = F.cross_entropy(logits, labels, weight=weights, reduction="sum")
+        loss_sum = (weights[labels] * focal_loss(logits, labels, self.config.focal_gamma)).sum()
         correct = (logits.detach().argmax(dim=1) == labels).sum()
         return LossOutput(loss_sum, torch.tensor(len(utterances), device=logits.device), {"accuracy": correct})
 
@@ -229,6 +231,22 @@ class DeepfakeDetection(Task):
 def _audited(data: TaskData, folder: Path) -> TaskData:
     """With what trivial cues alone would score; the findings are kept in a folder."""
     return replace(data, extra={**data.extra, "cues": audit.audited(data, folder)})
+
+
+def focal_loss(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
+    """Cross entropy times (1 - p) ** gamma with the probability p of the label: (B, 2), (B,) int64 -> (B,).
+
+    Paper: Lin et al. 2017, eq. 4, arXiv:1708.02002.
+    """
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    wrong = -torch.expm1(-losses)  # 1 - p; at 0 small powers have no slope
+    return losses if gamma == 0 else wrong.clamp(min=torch.finfo(wrong.dtype).eps).pow(gamma) * losses
+
+
+def _shortened(utterance: Utterance, limit: float | None) -> Utterance:
+    if limit is None or (utterance.duration is not None and utterance.duration <= limit):
+        return utterance
+    return replace(utterance, duration=limit)
 
 
 def _detection_head(head: nn.Module) -> Detector:

@@ -8,7 +8,7 @@ upstream=wav2vec2_xls_r_300m
 options+=(--cache-gb "${CACHE_GB:-1000}")
 [ -z "$smoke" ] || upstream=wav2vec2_tiny:random
 [ -z "$smoke" ] || small+=(-s "features.layers=[2]" -s head.scalable_aasist.projected=24
-  -s "head.scalable_aasist.channels=[8,8]" -s "head.scalable_aasist.widths=[8,8]" -s train.max_duration=0.5)
+  -s "head.scalable_aasist.channels=[8,8]" -s "head.scalable_aasist.widths=[8,8]" -s first_seconds=0.5)
 
 stage "corpora"
 corpora asvspoof5 in_the_wild

@@ -8,7 +8,7 @@ source ../common.sh "$@"
 upstream=wav2vec2_xls_r_300m
 [ -z "$smoke" ] || upstream=wav2vec2_tiny:random
 [ -z "$smoke" ] || small+=(-s "features.layers=[2]" -s head.aasist.projected=24 -s "head.aasist.channels=[8,8]"
-  -s "head.aasist.widths=[8,8]" -s train.max_duration=0.5 -s adapt.cache=false)
+  -s "head.aasist.widths=[8,8]" -s first_seconds=0.5 -s adapt.cache=false)
 
 stage "corpora"
 corpora asvspoof2019_la asvspoof2021_la asvspoof2021_df in_the_wild
