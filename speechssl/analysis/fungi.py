@@ -171,7 +171,7 @@ class GradientFeatures:
 
         handle = self.layer.register_forward_hook(keep)
         try:
-            with torch.enable_grad(), _frozen(self.upstream):
+            with torch.set_grad_enabled(True), _frozen(self.upstream):
                 embeddings = self._embed(waveform, lengths).view(-1, views, self.embedding_width)
                 total = loss(embeddings).sum()
                 deltas = torch.autograd.grad(total, [leaf for _, leaf in heard])
