@@ -1,4 +1,4 @@
-"""`speechssl extract`: features of audio files, in files of several formats, with an index."""
+"""`speechssl extract`: features of audio files, in files of several formats, with an index; or their discrete units."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +18,15 @@ def command(
         Literal["safetensors", "npy", "kaldi", "webdataset"],
         typer.Option(help="Files: a tensor per layer, or one array; ark and scp; tar shards."),
     ] = "safetensors",
+    units: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="Write discrete units: by the folder of a `speechssl cluster`, 'own' or 'dmel'."
+        ),
+    ] = None,
+    deduplicate: Annotated[
+        bool, typer.Option("--deduplicate", help="Of units: one for equal neighbours, with its frames.")
+    ] = False,
     chunk: Annotated[
         float | None, typer.Option(help="Seconds; longer files are computed in windows, in constant memory.")
     ] = None,
@@ -43,12 +52,30 @@ def command(
     from rich.table import Table
 
     from speechssl.devices import resolve_devices
+    from speechssl.errors import ConfigError
     from speechssl.feature_extraction import write_features
     from speechssl.feature_files import FeatureFolder
     from speechssl.loading import load_upstream
 
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     places = resolve_devices(devices)
+    if units is not None:
+        from speechssl.unit_extraction import write_units
+        from speechssl.unit_sources import open_units
+
+        source = open_units(
+            upstream, units, layer=_one_layer(layers, format), device=places[0], random_weights=random_weights
+        )
+        made = write_units(
+            source, inputs, output, dedup=deduplicate, batch_seconds=batch_seconds, workers=workers,
+            precision=precision, skip_bad=skip_bad, chunk=chunk, context=context, devices=places,
+        )  # fmt: skip
+        table = Table("utterances", "of them new", "frames", "units", "left out as bad", title=f"{output}/units.jsonl")
+        table.add_row(*map(str, (made.computed + made.kept, made.computed, made.frames, made.units, len(made.bad))))
+        Console().print(table)
+        return
+    if deduplicate:
+        raise ConfigError("`--deduplicate` is of units: give `--units` too.")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     loaded = load_upstream(upstream, device=places[0], dtype=dtype, random_weights=random_weights)
     folder = FeatureFolder(
         output,
@@ -74,6 +101,15 @@ def command(
     console.print(f"{rate}index: {folder.index}")
     if summary.bad:
         console.print(f"Left out: see {folder.bad}")
+
+
+def _one_layer(layers: str | None, format: str) -> int | None:
+    from speechssl.errors import ConfigError
+
+    chosen = parse_layers(layers)
+    if format != "safetensors" or (chosen is not None and len(chosen) > 1):
+        raise ConfigError("Units are of one layer, in units.jsonl: leave `--format` out, and other layers.")
+    return None if chosen is None else chosen[0]
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:

@@ -6,10 +6,10 @@ B batch, S samples, T frames, C channels of the features, G groups.
 import torch
 from torch import Tensor
 
+from speechssl.codes_upstream import CodesUpstream
 from speechssl.conv_context.model import ConvContextUpstream
 from speechssl.lengths import lengths_to_padding_mask
 from speechssl.types import UpstreamOutput
-from speechssl.upstream import Upstream
 from upstreams.vq_wav2vec.config import VqWav2VecConfig
 from upstreams.vq_wav2vec.quantizer import KmeansQuantizer, make_quantizer
 
@@ -82,7 +82,7 @@ class VqWav2VecUpstream(ConvContextUpstream):
             (B, T, G) int64, within 0..codewords - 1; -1 beyond the valid frames, of which there are
             `output_lengths(lengths)`.
         """
-        out: UpstreamOutput = _Codes(self)(
+        out: UpstreamOutput = VqWav2VecCodes(self)(
             waveform, lengths
         )  # which checks the input and hides what lies beyond `lengths`
         codes: Tensor = out.hidden_states[0].long()
@@ -90,13 +90,17 @@ class VqWav2VecUpstream(ConvContextUpstream):
         return codes.masked_fill(padding[:, :, None], NO_CODE)
 
 
-class _Codes(Upstream):
+class VqWav2VecCodes(CodesUpstream):
     """A model's codes as an upstream's only hidden state, so that all that holds for one holds for them."""
 
     def __init__(self, model: VqWav2VecUpstream) -> None:
-        groups = model.config.groups
-        super().__init__(sample_rate=model.sample_rate, frame_rate=model.frame_rate, hidden_sizes=(groups,))
-        self.name, self.model = model.name, model
+        super().__init__(
+            sample_rate=model.sample_rate,
+            frame_rate=model.frame_rate,
+            groups=model.config.groups,
+            entries=model.config.codewords,
+        )
+        self.name, self.family, self.weights, self.model = model.name, model.family, model.weights, model
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Those of the model."""

@@ -29,10 +29,11 @@ def load_heads(objective: nn.Module, weights: Mapping[str, Tensor], *, origin: s
     Returns:
         Our names of those that were found and fit.
     """
-    return adopt_heads(objective, {_our_name(name): value for name, value in weights.items()}, origin=origin)
+    return adopt_heads(objective, {our_name(name): value for name, value in weights.items()}, origin=origin)
 
 
-def _our_name(name: str) -> str:
+def our_name(name: str) -> str:
+    """Our name of a weight of pre-training."""
     for pattern, ours in PLACES:
         if re.search(pattern, name):
             return re.sub(pattern, ours, name)
