@@ -140,7 +140,7 @@ def units_figure(
     )  # fmt: skip
     for span in phones:
         axes.axvline(span.begin, color="#ffffff", linewidth=0.7, alpha=0.8)
-        if span.end - span.begin > seconds / 80:
+        if span.end - span.begin > seconds / 50:
             axes.text(
                 (span.begin + span.end) / 2, spectrogram.shape[0] * 0.93, str(span.value), color="#ffffff", fontsize=8,
                 ha="center", va="center",
