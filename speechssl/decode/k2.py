@@ -14,9 +14,11 @@ arcs only approximate, is ours.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,6 +70,20 @@ class Lattice:
     fsa: Any
     """k2.Fsa of as many automata as utterances; `place` numbers its arcs."""
     graph: Graph
+
+    @cached_property
+    def arcs(self) -> Arcs:
+        """What a `Walk` takes; the same for every scale of a language model."""
+        table = self.fsa.arcs.values()[:, :3].long().numpy()  # (arcs, 3)
+        outputs = _Outputs(self.fsa)
+        splits, values = outputs.splits.tolist(), outputs.values.tolist()
+        numbers: dict[tuple[int, ...], int] = {(): 0}
+        output = np.zeros(len(table), np.int64)
+        for arc in np.flatnonzero(np.diff(outputs.splits.numpy())).tolist():
+            spoken = tuple(word for word in values[splits[arc] : splits[arc + 1]] if word > 0)
+            output[arc] = numbers.setdefault(spoken, len(numbers))
+        source, to, label = (np.ascontiguousarray(table[:, k]) for k in range(3))
+        return Arcs(source, to, label, self.acoustic.double().numpy(), output, list(numbers))
 
     @property
     def acoustic(self) -> Tensor:
@@ -190,7 +206,7 @@ def rescore_lattice(
     if lattice.graph.words is None:
         raise SpeechsslError("A lattice without words can't be rescored: search a graph with a lexicon.")
     grammar.check_knows(lattice.graph.words)
-    read, walk = _PathReader(lattice), _walk(lattice, grammar, lm_scale, histories)
+    read, walk = _PathReader(lattice), Walk(lattice.arcs, lattice.graph.words, grammar, lm_scale, histories)
     best = import_k2().shortest_path(lattice.fsa, use_double_scores=True)
     found, cut = [], 0
     for (a, b), (first, last) in zip(_arc_ranges(lattice.fsa), _arc_ranges(best), strict=True):
@@ -202,16 +218,6 @@ def rescore_lattice(
         message = "rescoring: in %d of %d lattices some states had more than %d histories, of which the best were kept"
         logger.info(message, cut, len(found), histories)
     return found
-
-
-def _walk(lattice: Lattice, grammar: NgramModel, scale: float, histories: int) -> Walk:
-    table = lattice.fsa.arcs.values()[:, :3].long()
-    source, to, label = (table[:, k].tolist() for k in range(3))
-    outputs = _Outputs(lattice.fsa)
-    splits, values = outputs.splits.tolist(), outputs.values.tolist()
-    words = [tuple(w for w in values[a:b] if w > 0) if b > a else () for a, b in pairwise(splits)]
-    arcs = Arcs(source, to, label, lattice.acoustic.tolist(), words)
-    return Walk(arcs, lattice.graph.words or (), grammar, scale, histories)
 
 
 def decode(
