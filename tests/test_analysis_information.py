@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, mutual_info_score, normalized_mutual_info_score
 
 from speechssl.analysis.information import cluster_information, count_pairs, information, table_information
 from speechssl.errors import SpeechsslError
@@ -28,6 +28,7 @@ def test_information_equals_that_of_scikit_learn_and_slow_counts() -> None:
     assert found.bits == pytest.approx(mutual_info_score(labels, codes) / math.log(2), abs=1e-12)
     assert found.nmi == pytest.approx(normalized_mutual_info_score(labels, codes), abs=1e-12)
     assert found.share == pytest.approx(mutual_info_score(labels, codes) / mutual_info_score(labels, labels), abs=1e-12)
+    assert found.ami == pytest.approx(adjusted_mutual_info_score(labels, codes), abs=1e-9)
     right = sum(max(Counter(labels[codes == z]).values()) for z in set(codes.tolist()))
     kept = sum(max(Counter(codes[labels == y]).values()) for y in set(labels.tolist()))
     assert (found.purity, found.cluster_purity) == (right / 3000, kept / 3000)
@@ -35,14 +36,15 @@ def test_information_equals_that_of_scikit_learn_and_slow_counts() -> None:
     assert table_information(parts[0] + parts[1]) == found
 
 
-def test_clusters_that_are_the_labels_tell_all_and_random_ones_as_much_as_the_bias() -> None:
+def test_clusters_that_are_the_labels_tell_all_and_ones_that_know_nothing_as_much_as_chance() -> None:
     labels = _drawn(20_000)[1]
     exact = information((6 - labels), labels)
     assert exact.share == pytest.approx(1)
     assert exact.nmi == pytest.approx(1)
     assert exact.purity == 1
-    chance = information(np.random.default_rng(1).integers(50, size=20_000), labels)
-    assert chance.bits == pytest.approx(chance.bias, rel=0.15)
+    unknowing = [information(np.random.default_rng(seed).integers(50, size=500), labels[:500]) for seed in range(20)]
+    assert np.mean([u.bits for u in unknowing]) == pytest.approx(np.mean([u.chance for u in unknowing]), rel=0.03)
+    assert np.mean([u.ami for u in unknowing]) == pytest.approx(0, abs=0.01)
 
 
 def test_the_interval_is_that_of_leaving_groups_out_in_a_loop() -> None:

@@ -15,10 +15,12 @@ Measures
   frames whose cluster is the most frequent one of their label. Same paper of Hsu et al.
 * NMI: I / mean(H(y), H(z)), scikit-learn's `normalized_mutual_info_score`.
 
-The information of a sample is above that of the population, by about (K - 1) (C - 1) / (2 N ln 2) bits (Miller 1955,
-"Note on the bias of information estimates"): `bias` says it, so that a layer with many small clusters is not taken for
-a good one. Intervals are of the grouped jackknife (Efron and Tibshirani 1993, chapter 11): a bootstrap sample holds
-utterances twice, and so has more information than the sample itself.
+Even clusters that know nothing of the labels have information in a sample, the more the smaller they are: `chance` is
+what they would have on average, were the labels of the frames dealt out anew (scikit-learn computes it). AMI is NMI
+with that taken off: (I - chance) / (mean(H(y), H(z)) - chance), 0 for clusters that know nothing. Vinh, Epps and Bailey
+2010, "Information theoretic measures for clusterings comparison". Intervals are of the grouped jackknife (Efron and
+Tibshirani 1993, chapter 11): a bootstrap sample holds utterances twice, and so has more information than the sample
+itself.
 """
 
 import math
@@ -29,6 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from sklearn.metrics.cluster import expected_mutual_information
 from torch import Tensor
 
 from speechssl.analysis.arrays import Frames, as_rows
@@ -58,8 +61,10 @@ class Information:
     """Bits."""
     cluster_entropy: float
     """Bits."""
-    bias: float
-    """Bits by which `bits` is about too large."""
+    chance: float
+    """Bits that clusters of these sizes have of such labels without knowing them."""
+    ami: float
+    """NMI beyond chance."""
     clusters: int
     """In use."""
     labels: int
@@ -117,7 +122,9 @@ def table_information(table: NDArray[np.int64]) -> Information:
     label_entropy, cluster_entropy = _entropy(label_counts), _entropy(cluster_counts)
     bits = max(label_entropy + cluster_entropy - _entropy(table.ravel()), 0.0)
     mean = (label_entropy + cluster_entropy) / 2
-    clusters, labels = int((cluster_counts > 0).sum()), int((label_counts > 0).sum())
+    used = table[np.ix_(cluster_counts > 0, label_counts > 0)]
+    clusters, labels = used.shape
+    chance = float(expected_mutual_information(used, n)) / math.log(2)
     return Information(
         bits=bits,
         share=bits / label_entropy if label_entropy else 0.0,
@@ -126,7 +133,8 @@ def table_information(table: NDArray[np.int64]) -> Information:
         cluster_purity=float(table.max(axis=0).sum() / n),
         label_entropy=label_entropy,
         cluster_entropy=cluster_entropy,
-        bias=(clusters - 1) * (labels - 1) / (2 * n * math.log(2)),
+        chance=chance,
+        ami=(bits - chance) / (mean - chance) if mean > chance else 1.0,
         clusters=clusters,
         labels=labels,
         n=n,
