@@ -6,14 +6,13 @@ import io
 import json
 import math
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from chromium import CHROMIUM, look_at
 from report_runs import PRIMARY, RATE, UPSTREAMS, Outline, make_result, make_runs, write_pretraining
 from scipy import stats
 
@@ -31,8 +30,6 @@ from speechssl.report.table import main_table
 from speechssl.report.words import format_number, format_seconds, format_value
 from speechssl.result import Evaluation, MetricValue, RunResult, UpstreamInfo
 from speechssl.scoring import Scores, write_scores
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -437,29 +434,7 @@ def test_the_command_writes_the_page(runs: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [1280, 400])
 def test_the_page_does_not_scroll_sideways_and_plays(page: Path, tmp_path: Path, width: int) -> None:
-    # Headless windows have a least width, so the page stands in a frame that tells its own size.
-    probe = """<script>addEventListener('load', () => {
-      const e = document.scrollingElement, a = [...document.querySelectorAll('audio')];
-      const tell = () => parent.document.title = [e.scrollWidth, innerWidth, a.filter(x => x.duration > 0).length,
-        a.length].join(' ');
-      a.forEach(x => { x.onloadedmetadata = tell; x.preload = 'metadata'; x.load(); }); tell(); });</script>"""
-    (tmp_path / "page.html").write_text(page.read_text().replace("</body>", probe + "</body>"))
-    (tmp_path / "frame.html").write_text(
-        f"<iframe src=page.html style='width:{width}px;height:900px;border:0'></iframe>"
-    )
-    options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    options += " --disable-component-update --disable-sync --allow-file-access-from-files --virtual-time-budget=9000"
-    command = [str(CHROMIUM), *options.split(), f"--user-data-dir={tmp_path / 'user'}", "--window-size=1400,900"]
-    done = subprocess.run(
-        [*command, "--dump-dom", f"file://{tmp_path}/frame.html"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    found = re.search(r"<title>(\d+) (\d+) (\d+) (\d+)</title>", done.stdout)
-    assert found, done.stdout[:500]
-    scroll, inner, playable, players = map(int, found.groups())
+    scroll, inner, playable, players = look_at(page, tmp_path, width)
     assert inner == width
     assert scroll <= width
     assert playable == players > 0
