@@ -105,7 +105,7 @@ def literature_table(found: Sequence[Finding]) -> Table | None:
         "Predictions are of base-size models that were trained on hundreds of hours or more; small ones, short "
         "training and few labels may differ. Upper middle: between "
         f"{UPPER_MIDDLE[0]:.0%} and {UPPER_MIDDLE[1]:.0%} of the depth; early: its first {EARLY:.0%}. These limits are "
-        "ours."
+        "ours. Undecided: a layer where it is predicted lies within the interval of the best one."
     )
     header = [Cell(c) for c in ("Prediction", "Here", "Model", "Best layer, or values")]
     return Table("What the literature predicts", caption, header, rows)
@@ -114,7 +114,7 @@ def literature_table(found: Sequence[Finding]) -> Table | None:
 def _verdict(finding: Finding) -> str:
     if finding.agrees:
         return "as predicted"
-    return "undecided: within the interval" if finding.undecided else AGAINST
+    return "undecided" if finding.undecided else AGAINST
 
 
 def contradictions(found: Sequence[Finding]) -> list[str]:
