@@ -29,9 +29,12 @@ corpora() { # the corpus to train on, further ones to test: sets `corpus` and `t
 }
 
 made_speech() { # generated speech and its fakes, with labels as a published corpus has them
-  speechssl prepare demo "$data/smoke" --source synthetic --config "$repository/recipes/pretrain/smoke_corpus.yaml"
-  speechssl run deepfake_detection --config ../smoke.yaml -u fbank --corpus "$data/smoke" -o "$exp/made"
   local found=("$data"/smoke/deepfake/*/corpus.json)
+  if [ ! -e "${found[0]}" ]; then
+    speechssl prepare demo "$data/smoke" --source synthetic --config "$repository/recipes/pretrain/smoke_corpus.yaml"
+    speechssl run deepfake_detection --config ../smoke.yaml -u fbank --corpus "$data/smoke" -o "$exp/made"
+    found=("$data"/smoke/deepfake/*/corpus.json)
+  fi
   corpus=${found[0]%/corpus.json} tested=("$corpus:dev")
 }
 
