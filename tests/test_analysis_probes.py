@@ -94,6 +94,7 @@ def test_a_number_is_told_as_ridge_regression_by_hand_tells_it() -> None:
     model = Ridge(alpha=0.4).fit(scaler.transform(sets[0].features), sets[0].labels)
     expected = r2_score(sets[1].labels, model.predict(scaler.transform(sets[1].features)))
     assert found.score.value == pytest.approx(expected, abs=1e-5)
+    assert (found.score.n, found.score.unit) == (200, "samples")
     assert found.selectivity is not None
     assert found.selectivity.value == pytest.approx(expected, abs=0.05)  # each sample is a type: nothing to memorise
 

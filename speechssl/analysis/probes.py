@@ -173,8 +173,8 @@ def probe_value(train: Samples, test: Samples, config: ProbeConfig | None = None
 
         control, selectivity = _replicated(chance, units, config.seed), _replicated(gain, units, config.seed)
     return Probe(
-        score=found["r2"],
-        second=found["lcc"],
+        score=replace(found["r2"], unit="samples"),
+        second=replace(found["lcc"], unit="samples"),
         baseline=0.0,
         control=control,
         selectivity=selectivity,
