@@ -20,6 +20,7 @@ from speechssl.types import Utterance
 
 SAMPLE_RATE = 16_000  # Hz
 FRAME, HOP = 320, 160  # samples of the energy rule: 20 and 10 ms
+PAD = 0.1  # seconds of silence put before and after a recording, so that all begin and end alike for the filter
 MARGIN = 0.4  # seconds that a segment is longer than the finished utterance, for the second trimming
 
 
@@ -45,6 +46,14 @@ def read_whole(utterance: Utterance) -> tuple[Tensor, int]:
     return waveform, audio_info(utterance.path).sample_rate
 
 
+def without_offset(waveform: Tensor, sample_rate: int) -> tuple[float, Tensor]:
+    """Where the first sample of (S,) is that is not 0, seconds; all up to the last one, without its mean, at 16 kHz."""
+    zeros, sound = drop_zeros(waveform)
+    if not sound.numel():
+        return 0.0, sound
+    return zeros / sample_rate, AF.resample(sound - sound.double().mean().float(), sample_rate, SAMPLE_RATE)
+
+
 def bare_sound(waveform: Tensor, sample_rate: int, config: ConditioningConfig) -> tuple[float, Tensor]:
     """What of a recording is measured and heard: without zeros at its ends, its offset and what the band leaves out.
 
@@ -54,13 +63,14 @@ def bare_sound(waveform: Tensor, sample_rate: int, config: ConditioningConfig) -
         waveform: (S,) at `sample_rate`, that of the recording: resampled with its offset it would begin with a click.
 
     Returns:
-        Where it begins in `waveform`, seconds, and (S',) at 16 kHz, S' = 0 where there are zeros only.
+        Where it begins in `waveform`, seconds, and (S',) at 16 kHz with PAD around it, S' = 0 where there are zeros
+        only.
     """
-    zeros, sound = drop_zeros(waveform)
+    begin, sound = without_offset(waveform, sample_rate)
     if not sound.numel():
-        return 0.0, sound
-    sound = AF.resample(sound - sound.double().mean().float(), sample_rate, SAMPLE_RATE)
-    return zeros / sample_rate, band_limit(sound, config.low_hz, config.high_hz)
+        return begin, sound
+    sound = torch.nn.functional.pad(sound, (round(PAD * SAMPLE_RATE),) * 2)
+    return begin, band_limit(sound, config.low_hz, config.high_hz)
 
 
 def trim_silence(waveform: Tensor, threshold_db: float) -> Tensor:

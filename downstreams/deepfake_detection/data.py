@@ -28,7 +28,7 @@ from speechssl.errors import ConfigError, SpeechsslError
 from speechssl.progress import progress
 
 logger = logging.getLogger(__name__)
-REVISION = 4
+REVISION = 5
 """Raised when the same config would give other audio."""
 CHUNK = 12  # items that a process gets at a time
 MAX_TEXT = 80  # characters that a synthesiser is given: a few seconds of speech

@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from downstreams.deepfake_detection.conditioning import SAMPLE_RATE, bare_sound, read_whole, windows
+from downstreams.deepfake_detection.conditioning import (
+    PAD,
+    SAMPLE_RATE,
+    bare_sound,
+    read_whole,
+    windows,
+    without_offset,
+)
 from downstreams.deepfake_detection.config import DeepfakeConfig
 from downstreams.deepfake_detection.speech import why_not
 from speechssl.data.flac import write_flac
@@ -101,7 +108,7 @@ def _read(utterance: Utterance, config: DeepfakeConfig) -> tuple[float, float, A
     """Seconds of the audio, where in it `bare_sound` begins, and that, which holds speech, (S,) at 16 kHz."""
     waveform, rate = read_whole(utterance)
     begin, sound = bare_sound(waveform, rate, config.spoof.conditioning)
-    reason = why_not(sound, config.spoof.conditioning.trim_db)
+    reason = why_not(without_offset(waveform, rate)[1], config.spoof.conditioning.trim_db)
     if reason:
         raise AudioError(f"{utterance.path} {reason}.")
     return waveform.numel() / rate, begin, sound
@@ -115,11 +122,11 @@ def _condition(
     _, begin, waveform = _read(utterance, config)
     begin += utterance.start
     found: list[Utterance] = []
-    seconds = waveform.numel() / SAMPLE_RATE
-    for start, stretch in windows(waveform, conditioning, hop=listening.hop or conditioning.seconds / 2):
+    seconds = waveform.numel() / SAMPLE_RATE - 2 * PAD
+    for place, stretch in windows(waveform, conditioning, hop=listening.hop or conditioning.seconds / 2):
         path = folder / f"{name}-{len(found)}.flac"
         write_flac(path, stretch.numpy())
-        end = min(start + conditioning.seconds, seconds)
+        start, end = max(place - PAD, 0.0), min(place - PAD + conditioning.seconds, seconds)
         labels: dict[str, Any] = {"file": utterance.path, "start": begin + start, "end": begin + end}
         if end - start < conditioning.seconds - 0.02:
             labels["repeated"] = end - start

@@ -21,7 +21,7 @@ VOICED_SHARE = 0.02
 
 
 def why_not(waveform: Tensor, trim_db: float) -> str:
-    """What keeps (S,), from `bare_sound`, from being judged, as the end of a sentence; '' = nothing does."""
+    """What keeps (S,), from `without_offset`, from being judged, as the end of a sentence; '' = nothing does."""
     levels = frame_levels(waveform)
     if not levels.numel() or float(levels.max()) < SILENT_DB:
         return "is silent: give a recording of speech"
