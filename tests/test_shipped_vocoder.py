@@ -91,3 +91,15 @@ def test_a_shipped_vocoder_is_not_given_features_of_another_upstream(
     save_upstream(small(seed=4), trained.parent / "upstreams" / NAME)  # other weights than those it was trained on
     assert "was trained on another upstream" in the_sentence(capsys, "infer", "voice_conversion", *files)
     assert not Path("d.wav").exists()
+
+
+def test_the_vocoder_of_speechssl_tiny_reads_its_features_and_comes_with_its_card() -> None:
+    folder = shipped_vocoders()["speechssl_tiny"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 20e6
+    card = (folder / "README.md").read_text()
+    for part in ("## Data", "## Licence", "## Cost", "## Scores", "recipes/vocoder/istft_speechssl_tiny"):
+        assert part in card
+    vocoder, upstream = load_vocoder("speechssl_tiny"), speechssl.load_upstream("speechssl_tiny")
+    assert isinstance(vocoder, IstftVocoder) and vocoder.source is not None
+    assert (vocoder.source.upstream, vocoder.source.fingerprint) == ("speechssl_tiny", upstream.fingerprint())
+    assert {parameter.dtype for parameter in vocoder.parameters()} == {torch.float32}
