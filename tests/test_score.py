@@ -292,7 +292,7 @@ def test_tasks_lists_and_judges_that_are_missing_are_one_sentence(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "The task 'asr' can't score" in the_sentence(capsys, "score", "asr", folder / "list.tsv")
-    assert "Unknown task 'voice'" in the_sentence(capsys, "score", "voice", folder / "list.tsv")
+    assert "Unknown task 'sound'" in the_sentence(capsys, "score", "sound", folder / "list.tsv")
     assert "no.tsv does not exist" in the_sentence(capsys, "score", "voice_conversion", folder / "no.tsv")
     two = [folder / "list.tsv"] * 2
     assert "one list, but 2 files" in the_sentence(capsys, "score", "voice_conversion", *two)

@@ -102,7 +102,7 @@ def test_griffin_lim_stands_in_where_hifigan_cannot_be_had(monkeypatch: pytest.M
 
 
 def test_unknown_vocoder_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="'hifigan', 'griffin_lim' or 'auto'"):
+    with pytest.raises(ConfigError, match="'hifigan', 'griffin_lim', 'speechssl_tiny' or 'auto'"):
         load_vocoder("wavenet")
 
 

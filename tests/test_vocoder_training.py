@@ -242,7 +242,7 @@ def test_frames_of_a_segment_are_those_of_its_samples(tiny_corpus: Path, tmp_pat
     from speechssl.vocoder.data import VocoderData, open_segments
     from speechssl.vocoder.run import _request
 
-    request = _request("hubert_tiny:random", 0, False)
+    request = _request("hubert_tiny:random", 0, False, None)
     assert request is not None
     config = PRESETS["knnvc"]
     data: VocoderData = open_segments(
