@@ -3,7 +3,7 @@
 B batch, H heads, T frames, D width.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -40,15 +40,14 @@ def attention_weights(upstream: Upstream, waveform: Tensor) -> dict[int, NDArray
 def _reader(found: dict[int, NDArray[np.float32]], layer: int) -> Any:
     def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = dict(zip(("x", "attended", "positions"), args, strict=False)) | kwargs
-        weights = weights_of(module, given["x"], given.get("attended"), given.get("positions"))
+        weights = weights_of(cast(SelfAttention, module), given["x"], given.get("attended"), given.get("positions"))
         found[layer] = weights.mean(dim=(0, 1)).float().cpu().numpy()
 
     return read
 
 
-def weights_of(module: nn.Module, x: Tensor, attended: Tensor | None, positions: Tensor | None) -> Tensor:
-    """What a `SelfAttention` weighs values with, (B, H, T, T); arguments as its `forward` takes them."""
-    assert isinstance(module, SelfAttention)
+def weights_of(module: SelfAttention, x: Tensor, attended: Tensor | None, positions: Tensor | None) -> Tensor:
+    """What self-attention weighs values with, (B, H, T, T); arguments as its `forward` takes them."""
     B, T, D = x.shape
     qkv = module.qkv(x).view(B, T, 3, module.heads, D // module.heads)
     query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D/H)
